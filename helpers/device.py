@@ -1,0 +1,84 @@
+"""Finds out once what this machine is and which number format its processor is fast in."""
+
+import os
+import platform
+import statistics
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Below this gain the rounding of bf16 is not worth it.
+WORTH_IT = 1.5
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run's times and precision depend on.
+
+    Attributes:
+        device: "cpu" or "cuda", as torch calls it.
+        processor: Its name.
+        cores: Processor cores that this process may use.
+        precision: "float32", "bf16" or "fp16": the fastest that the hardware itself offers.
+        speed_up: Speed of a large matrix product in that precision over float32, as measured;
+            1.0 where nothing was measured.
+    """
+
+    device: str
+    processor: str
+    cores: int
+    precision: str
+    speed_up: float
+
+    def __str__(self) -> str:
+        gain = f", {self.precision} {self.speed_up:.1f} times float32" if self.speed_up > 1 else ""
+        cores = f", {self.cores} cores" if self.device == "cpu" else ""
+        return f"{self.processor}{cores} ({self.device}{gain})"
+
+
+def probe() -> Machine:
+    """Look at this machine; on a processor, time a matrix product in float32 and in bf16."""
+    if torch.cuda.is_available():
+        hardware_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if hardware_bf16 else "fp16"
+        return Machine("cuda", torch.cuda.get_device_name(), _cores(), precision, 1.0)
+    speed_up = _matmul_seconds(torch.float32) / _matmul_seconds(torch.bfloat16)
+    if speed_up < WORTH_IT:
+        return Machine("cpu", _processor(), _cores(), "float32", 1.0)
+    return Machine("cpu", _processor(), _cores(), "bf16", round(speed_up, 1))
+
+
+def autocast(machine: Machine, precision: str):
+    """A context in which the model's matrix products run in ``precision``."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(machine.device, DTYPES[precision])
+
+
+def _matmul_seconds(dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> float:
+    matrix = torch.ones(size, size, dtype=dtype)
+    matrix @ matrix  # the first call sets things up
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        matrix @ matrix
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,210 @@
+"""Retrieval metrics of truncated embeddings: encode once, score every prefix."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+# Scores held at one time, in numbers: 32 million float64 are 256 MB.
+BLOCK = 32_000_000
+
+
+def evaluate_truncated(
+    query_embeddings,
+    corpus_embeddings,
+    qrels: Sequence[Collection[int] | Mapping[int, float]],
+    dims: Sequence[int],
+    k: int = 10,
+    per_query: bool = False,
+):
+    """Score retrieval by cosine similarity with the first ``dim`` numbers of each embedding.
+
+    Every prefix is brought to unit length again before it is compared. Passages with equal
+    scores rank in the order of the corpus.
+
+    Args:
+        query_embeddings: ``(num_queries, full_dim)``, numpy or torch, any float type.
+        corpus_embeddings: ``(num_passages, full_dim)``, likewise.
+        qrels: For each query, the row numbers of its relevant passages, or a mapping from row
+            number to gain. Gains of 0 and below mark a passage as not relevant.
+        dims: Prefix lengths to score.
+        k: Passages looked at for each query.
+        per_query: Also return the scores of every single query.
+
+    Returns:
+        A DataFrame with one row a dimension, in the order of ``dims``, and the columns ``dim``,
+        ``mrr@k``, ``recall@k`` and ``ndcg@k`` (linear gains), means over the queries. With
+        ``per_query``, a pair of it and a DataFrame with one row a dimension and query, which
+        has the column ``query`` (a row number) besides.
+
+    Raises:
+        ValueError: shapes that do not fit, an empty corpus, no queries, NaN or infinity, a
+            prefix that is all zeros, a dimension out of range, ``k`` below 1, a query without
+            relevant passages, a qrel that names no passage.
+    """
+    queries = _as_matrix(query_embeddings, "query_embeddings")
+    corpus = _as_matrix(corpus_embeddings, "corpus_embeddings")
+    if queries.shape[1] != corpus.shape[1]:
+        raise ValueError(
+            f"query_embeddings have {queries.shape[1]} dimensions, corpus_embeddings "
+            f"{corpus.shape[1]}: both must come from one model"
+        )
+    gains = _check_qrels(qrels, len(queries), len(corpus))
+    for dim in dims:
+        if not 1 <= dim <= queries.shape[1]:
+            raise ValueError(f"dim is {dim}: it must lie between 1 and {queries.shape[1]}")
+    if not len(dims):
+        raise ValueError("dims is empty: name at least one dimension")
+    tables = []
+    for dim in dims:
+        ranks = _ranks(prefix(queries, dim), prefix(corpus, dim), gains)
+        table = _scores(ranks, gains, k)
+        table.insert(0, "dim", dim)
+        tables.append(table)
+    return _summary(pd.concat(tables, ignore_index=True), per_query)
+
+
+def evaluate_ranking(
+    ranking: Sequence[Sequence[int]],
+    qrels: Sequence[Collection[int] | Mapping[int, float]],
+    num_passages: int,
+    k: int = 10,
+    per_query: bool = False,
+):
+    """Score ranked lists, such as BM25's, with the metrics of :func:`evaluate_truncated`.
+
+    Args:
+        ranking: For each query, row numbers of passages, best first; -1 fills a short list.
+        qrels: As for :func:`evaluate_truncated`.
+        num_passages: Passages in the corpus.
+        k: Passages looked at for each query. Longer lists are cut.
+        per_query: Also return the scores of every single query.
+
+    Returns:
+        As :func:`evaluate_truncated`, with one row whose ``dim`` is missing.
+
+    Raises:
+        ValueError: another number of lists than of queries, a passage twice in one list, and
+            what :func:`evaluate_truncated` says of ``qrels`` and ``k``.
+    """
+    gains = _check_qrels(qrels, len(ranking), num_passages)
+    ranks = []
+    for number, (row, wanted) in enumerate(zip(ranking, gains, strict=True)):
+        found = [int(passage) for passage in row if passage >= 0]
+        if len(set(found)) < len(found):
+            raise ValueError(f"ranking of query {number} holds a passage twice")
+        place = {passage: rank for rank, passage in enumerate(found, start=1)}
+        ranks.append({passage: place.get(passage, num_passages + 1) for passage in wanted})
+    table = _scores(ranks, gains, k)
+    table.insert(0, "dim", pd.array([None] * len(table), dtype="Int64"))
+    return _summary(table, per_query)
+
+
+def prefix(embeddings: torch.Tensor, dim: int) -> torch.Tensor:
+    """The first ``dim`` numbers of each row, at unit length again.
+
+    Args:
+        embeddings: ``(num_rows, full_dim)``.
+        dim: Numbers to keep.
+
+    Returns:
+        ``(num_rows, dim)``.
+
+    Raises:
+        ValueError: a row whose first ``dim`` numbers are all zero has no direction.
+    """
+    cut = embeddings[:, :dim]
+    length = cut.norm(dim=1, keepdim=True)
+    if (length == 0).any():
+        row = int((length[:, 0] == 0).nonzero()[0])
+        raise ValueError(f"row {row}: the first {dim} numbers are all zero, so it has no direction")
+    return cut / length
+
+
+def _as_matrix(embeddings, name: str) -> torch.Tensor:
+    matrix = torch.as_tensor(embeddings).detach().cpu()
+    if matrix.ndim != 2:
+        raise ValueError(
+            f"{name} has shape {tuple(matrix.shape)}: (number of texts, dim) is wanted"
+        )
+    if not len(matrix):
+        raise ValueError(f"{name} is empty: there is nothing to score")
+    # Products in float64, rounded to float32 when compared: equal passages then have equal
+    # scores, wherever in the corpus they stand.
+    matrix = matrix.to(torch.float64)
+    if not torch.isfinite(matrix).all():
+        row = int((~torch.isfinite(matrix)).any(dim=1).nonzero()[0])
+        raise ValueError(f"{name}: row {row} holds NaN or infinity")
+    return matrix
+
+
+def _check_qrels(qrels, num_queries: int, num_passages: int) -> list[dict[int, float]]:
+    """Each query's relevant passages with their gains, checked."""
+    if len(qrels) != num_queries:
+        raise ValueError(f"qrels are for {len(qrels)} queries, but there are {num_queries}")
+    if not num_queries:
+        raise ValueError("there are no queries to score")
+    checked = []
+    for number, relevant in enumerate(qrels):
+        gains = dict(relevant) if isinstance(relevant, Mapping) else dict.fromkeys(relevant, 1.0)
+        gains = {int(passage): float(gain) for passage, gain in gains.items() if gain > 0}
+        if not gains:
+            raise ValueError(f"query {number} has no relevant passage: leave it out")
+        for passage in gains:
+            if not 0 <= passage < num_passages:
+                raise ValueError(
+                    f"qrels of query {number} name passage {passage}, but the corpus has "
+                    f"{num_passages} passages, numbered from 0"
+                )
+        checked.append(gains)
+    return checked
+
+
+def _ranks(queries: torch.Tensor, corpus: torch.Tensor, gains) -> list[dict[int, int]]:
+    """The rank, from 1, of each relevant passage among the whole corpus.
+
+    A rank is one more than the number of passages that score higher, or as high and stand
+    earlier. Counting them needs no sort, and a block of queries bounds the memory.
+    """
+    ranks = []
+    step = max(1, BLOCK // len(corpus))
+    for start in range(0, len(queries), step):
+        scores = (queries[start : start + step] @ corpus.T).to(torch.float32)
+        for row, wanted in zip(scores, gains[start : start + step], strict=True):
+            ranks.append(
+                {
+                    passage: 1
+                    + int((row > row[passage]).sum())
+                    + int((row[:passage] == row[passage]).sum())
+                    for passage in wanted
+                }
+            )
+    return ranks
+
+
+def _scores(ranks: list[dict[int, int]], gains: list[dict[int, float]], k: int) -> pd.DataFrame:
+    """One row a query: the metrics, from the ranks of its relevant passages."""
+    if k < 1:
+        raise ValueError(f"k is {k}: it must be at least 1")
+    discount = 1 / np.log2(np.arange(2, k + 2))
+    rows = []
+    for number, (place, gain) in enumerate(zip(ranks, gains, strict=True)):
+        found = {passage: rank for passage, rank in place.items() if rank <= k}
+        ideal = np.sort(list(gain.values()))[::-1][:k]
+        rows.append(
+            {
+                "query": number,
+                f"mrr@{k}": 1 / min(found.values()) if found else 0.0,
+                f"recall@{k}": len(found) / len(gain),
+                f"ndcg@{k}": sum(gain[p] * discount[rank - 1] for p, rank in found.items())
+                / float(ideal @ discount[: len(ideal)]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _summary(scores: pd.DataFrame, per_query: bool):
+    means = scores.drop(columns="query").groupby("dim", sort=False, dropna=False).mean()
+    means = means.reset_index()
+    return (means, scores) if per_query else means

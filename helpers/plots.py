@@ -1,0 +1,176 @@
+"""One look for every figure and table of the series."""
+
+from collections.abc import Mapping
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import Image, display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart. A model keeps its colour,
+# its name and its place through the series.
+STYLE = {
+    "bm25": ("BM25, words only", "#7f7f7f", ":"),
+    "base_random": ("base, random dimensions", "#CC79A7", "--"),
+    "base": ("base", "#000000", "-"),
+    "base_rotated": ("base, rotated", "#E69F00", "--"),
+    "mnrl": ("control: plain MNRL", "#56B4E9", "-"),
+    "mnrl_rotated": ("control, rotated", "#0072B2", "--"),
+    "matryoshka": ("Matryoshka", "#D55E00", "-"),
+}
+MODELS = tuple(STYLE)
+
+
+def use_style() -> None:
+    """Set the look of every figure that follows: white ground, no frame, a faint grid."""
+    matplotlib.rcParams.update(
+        {
+            "figure.dpi": 100,
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "font.size": 11,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.alpha": 0.25,
+            "axes.titlelocation": "left",
+            "axes.titlesize": 12,
+        }
+    )
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Show a figure inline at twice the screen's resolution, with a text for who cannot see it.
+
+    Raises:
+        ValueError: the text is empty.
+    """
+    if not alt.strip():
+        raise ValueError("alt is empty: say in a sentence what the figure shows")
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=200, bbox_inches="tight")
+    plt.close(figure)
+    image = Image(buffer.getvalue(), retina=True, alt=alt)
+    display(image, metadata={"image/png": {"alt": alt}})
+
+
+def plot_scores(scores: pd.DataFrame, metric: str) -> Figure:
+    """Score against dimension in two panels: absolute, and as a share of full size.
+
+    Args:
+        scores: Columns ``model``, ``dim`` and ``metric``; a model without dimensions (BM25) has
+            one row with a missing ``dim``.
+        metric: The column to draw.
+
+    Raises:
+        ValueError: a column is missing, or a model is not one of ``MODELS``.
+    """
+    if missing := {"model", "dim", metric} - set(scores.columns):
+        raise ValueError(f"scores has no column {sorted(missing)[0]!r}")
+    if unknown := sorted(set(scores["model"]) - set(STYLE)):
+        raise ValueError(f"model is {unknown[0]!r}: allowed are {', '.join(MODELS)}")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6))
+    ends = {"left": {}, "right": {}}
+    for model in [model for model in MODELS if model in set(scores["model"])]:
+        label, colour, line = STYLE[model]
+        rows = scores[scores["model"] == model].sort_values("dim")
+        if rows["dim"].isna().any():
+            left.axhline(rows[metric].iloc[0], color=colour, linestyle=line)
+            ends["left"][label] = (rows[metric].iloc[0], colour)
+            continue
+        dims = rows["dim"].astype(int)
+        style = {"color": colour, "linestyle": line, "marker": "o", "markersize": 4}
+        left.plot(dims, rows[metric], **style)
+        right.plot(dims, 100 * rows[metric] / rows[metric].iloc[-1], **style)
+        ends["left"][label] = (rows[metric].iloc[-1], colour)
+        ends["right"][label] = (100 * rows[metric].iloc[0] / rows[metric].iloc[-1], colour)
+    left.set_title(f"{metric.upper()}")
+    right.set_title("Share of its own full-size score, %")
+    dims = sorted(scores["dim"].dropna().astype(int).unique())
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(dims, [str(dim) for dim in dims])
+        axes.minorticks_off()
+        axes.set_xlabel("dimensions kept")
+    left.set_ylim(0, 1)
+    right.set_ylim(0, 104)
+    _label_ends(left, ends["left"], x=1.02)
+    figure.tight_layout()
+    return figure
+
+
+def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]], x: float) -> None:
+    """Write each line's name beside its end, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * 0.062
+    places = sorted(ends.items(), key=lambda item: item[1][0])
+    heights = [value for _, (value, _) in places]
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + gap)
+    excess = sum(heights) / len(heights) - sum(v for _, (v, _) in places) / len(heights)
+    for (label, (_, colour)), height in zip(places, heights, strict=True):
+        axes.text(
+            x,
+            height - excess,
+            label,
+            color=colour,
+            va="center",
+            transform=axes.get_yaxis_transform(),
+            fontsize=10,
+        )
+
+
+def score_table(scores: pd.DataFrame, metric: str) -> "pd.io.formats.style.Styler":
+    """Models by dimensions, the best of each column in bold.
+
+    Args:
+        scores: As for :func:`plot_scores`.
+        metric: The column to show.
+    """
+    wide = wide_scores(scores, metric)
+    return (
+        wide.style.format("{:.3f}", na_rep="")
+        .highlight_max(axis=0, props="font-weight: bold")
+        .set_caption(metric.upper())
+        .set_table_styles([{"selector": "td, th", "props": "text-align: right"}])
+    )
+
+
+def before_after_frame(scores: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+    """The base and the Matryoshka model, and their difference: rows metric and model.
+
+    Args:
+        scores: As for :func:`plot_scores`, with the models ``base`` and ``matryoshka``.
+        metrics: The columns to show.
+    """
+    blocks = {}
+    for metric in metrics:
+        wide = wide_scores(scores, metric)
+        names = {"before": STYLE["base"][0], "after": STYLE["matryoshka"][0]}
+        block = wide.loc[list(names.values())].set_axis([*names], axis=0)
+        block.loc["difference"] = block.loc["after"] - block.loc["before"]
+        blocks[metric.upper()] = block
+    return pd.concat(blocks)
+
+
+def before_after(scores: pd.DataFrame, metrics: list[str]) -> "pd.io.formats.style.Styler":
+    """:func:`before_after_frame` for display: three decimals, differences with a sign."""
+    frame = before_after_frame(scores, metrics)
+    differences = pd.IndexSlice[pd.IndexSlice[:, "difference"], :]
+    return frame.style.format("{:.3f}").format("{:+.3f}", subset=differences)
+
+
+def wide_scores(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One row a model, under its full name, and one column a dimension; BM25 under the last."""
+    full = int(scores["dim"].dropna().max())
+    rows = scores.assign(dim=scores["dim"].fillna(full).astype(int))
+    wide = rows.pivot(index="model", columns="dim", values=metric)
+    wide = wide.loc[[model for model in MODELS if model in wide.index]]
+    wide.index = [STYLE[model][0] for model in wide.index]
+    wide.columns = [f"{dim} dims" if dim != full else f"full ({dim})" for dim in wide.columns]
+    return wide

@@ -1,0 +1,154 @@
+"""Runs the notebooks in order and shows how far it is: ``python -m helpers.run --help``."""
+
+import argparse
+import os
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+from helpers.artifacts import NOTEBOOKS, open_run, short
+from helpers.config import ROOT
+from helpers.plots import wide_scores
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
+SILENCE = 20  # seconds without a word before one is said
+
+
+class Watcher(NotebookClient):
+    """A notebook client that prints each cell as it starts and what the cell prints.
+
+    Attributes:
+        label: The notebook's name, put before each line.
+    """
+
+    def __init__(self, notebook, label: str, **options):
+        quiet = ["--log-level=ERROR"]  # else each kernel warns that it listens on loopback
+        super().__init__(
+            notebook,
+            timeout=None,
+            on_cell_start=self.announce,
+            extra_arguments=quiet,
+            **options,
+        )
+        self.label = label
+        self.cells = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+        self.begin = self.spoken = time.monotonic()
+        self.done = threading.Event()
+
+    def announce(self, cell, cell_index) -> None:
+        if cell_index in self.cells:
+            first = next((line for line in cell.source.splitlines() if line.strip()), "")
+            number = self.cells.index(cell_index) + 1
+            self.say(f"cell {number:>2} of {len(self.cells)}  {first[:70]}")
+
+    def say(self, text: str) -> None:
+        self.spoken = time.monotonic()
+        print(f"{self.label}  {self.spoken - self.begin:>4.0f} s  {text}", flush=True)
+
+    def process_message(self, message, cell, cell_index):
+        if message["msg_type"] == "stream" and message["content"]["name"] == "stdout":
+            for line in message["content"]["text"].splitlines():
+                if line.strip():
+                    self.say(f"    {line}")
+        return super().process_message(message, cell, cell_index)
+
+    def heartbeat(self) -> None:
+        while not self.done.wait(1):
+            if time.monotonic() - self.spoken > SILENCE:
+                self.say("    still at work")
+
+
+def run_notebook(source: Path, target: Path) -> None:
+    """Execute one notebook, in its own folder, and save it with its outputs.
+
+    It is saved even where a cell fails or the run is interrupted, as far as it came.
+
+    Raises:
+        CellExecutionError: a cell failed.
+    """
+    notebook = nbformat.read(source, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    watcher = Watcher(notebook, source.stem, resources={"metadata": {"path": str(source.parent)}})
+    thread = threading.Thread(target=watcher.heartbeat, daemon=True)
+    thread.start()
+    try:
+        watcher.execute()
+    finally:
+        watcher.done.set()
+        tidy(notebook)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, target)
+
+
+def tidy(notebook) -> None:
+    """Take progress bars and the record of when each cell ran out of a notebook, in place."""
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_progress_bar(output)]
+    notebook.metadata.pop("widgets", None)
+
+
+def _is_progress_bar(output) -> bool:
+    if output.output_type == "stream" and output.name == "stderr":
+        return all(
+            "it/s" in line or "s/it" in line or "%|" in line or not line.strip()
+            for line in output.text.replace("\r", "\n").splitlines()
+        )
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m helpers.run", description=__doc__)
+    parser.add_argument(
+        "preset", nargs="?", default="auto", help="a preset, the path of a TOML file, or auto"
+    )
+    parser.add_argument(
+        "--until",
+        choices=NOTEBOOKS,
+        default=NOTEBOOKS[-1],
+        metavar="NOTEBOOK",
+        help=f"the last one to run: {', '.join(NOTEBOOKS)}",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        run = open_run(options.preset, NOTEBOOKS[0])
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    if options.preset != "auto":
+        os.environ["MATRYOSHKA_PRESET"] = options.preset
+    os.environ.update(dict.fromkeys(NO_BARS, "1"))
+    begin = time.monotonic()
+    for name in NOTEBOOKS[: NOTEBOOKS.index(options.until) + 1]:
+        target = run.folder / "notebooks" / f"{name}.ipynb"
+        try:
+            run_notebook(ROOT / "notebooks" / f"{name}.ipynb", target)
+        except (CellExecutionError, DeadKernelError) as error:
+            print(f"\n{name} stopped at a cell that failed:\n{ANSI.sub('', str(error))}")
+            print(f"The notebook, as far as it came: {short(target)}")
+            return 1
+        except KeyboardInterrupt:
+            print("\nInterrupted. The same command goes on from here; nothing finished is lost.")
+            return 130
+    print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes.")
+    if options.until == NOTEBOOKS[-1]:
+        scores = run.load("results.csv", "evaluation", "05_evaluation")
+        for metric in (f"mrr@{run.experiment.k}", f"recall@{run.experiment.k}"):
+            print(f"\n{metric.upper()} on {scores['num_queries'].iloc[0]} test queries")
+            print(wide_scores(scores, metric).to_string(float_format="{:.3f}".format, na_rep=""))
+        print(f"\nModel:              {short(run.path('release'))}")
+    print(f"Executed notebooks: {short(run.folder / 'notebooks')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""The plumbing of a training run: its arguments, its progress, and going on where it stopped."""
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+import pandas as pd
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
+from sentence_transformers.sentence_transformer.training_args import (
+    BatchSamplers,
+    SentenceTransformerTrainingArguments,
+)
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from helpers.artifacts import Run
+from helpers.metrics import evaluate_truncated
+from helpers.models import encode_passages, encode_queries
+
+
+def checkpoint_folder(run: Run, name: str) -> Path:
+    """Where the training of ``name`` keeps its checkpoints: one place a configuration."""
+    numbers = json.dumps([run.experiment.up_to("training"), run.precision], sort_keys=True)
+    digest = hashlib.sha256(numbers.encode()).hexdigest()[:8]
+    return run.folder / "checkpoints" / f"{name}-{digest}"
+
+
+def training_arguments(run: Run, name: str, num_rows: int) -> SentenceTransformerTrainingArguments:
+    """The experiment's numbers, as the trainer of sentence-transformers takes them.
+
+    Args:
+        run: The run whose experiment is trained.
+        name: The model that is trained; its checkpoints are kept under this name.
+        num_rows: Training rows.
+    """
+    experiment = run.experiment
+    steps = math.ceil(num_rows / experiment.batch_size) * experiment.epochs
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(checkpoint_folder(run, name)),
+        num_train_epochs=experiment.epochs,
+        per_device_train_batch_size=experiment.batch_size,
+        learning_rate=experiment.learning_rate,
+        warmup_steps=experiment.warmup,  # below 1, it is a share of all steps
+        batch_sampler=BatchSamplers.NO_DUPLICATES,  # an equal text in a batch is no negative
+        prompts={"query": experiment.query_prompt} if experiment.query_prompt else None,
+        seed=experiment.seed,
+        bf16=run.precision == "bf16",
+        fp16=run.precision == "fp16",
+        use_cpu=run.machine.device == "cpu",
+        eval_strategy="steps",
+        eval_steps=max(1, steps // experiment.evals),
+        save_steps=max(1, steps // experiment.evals),
+        save_total_limit=2,
+        logging_steps=max(1, steps // 40),
+        disable_tqdm=True,  # `Progress` below shows one bar, and lines that stay
+        report_to="none",
+        dataloader_pin_memory=run.machine.device == "cuda",
+    )
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The newest whole checkpoint in a folder, to go on from; None where there is none.
+
+    The trainer writes a checkpoint's ``trainer_state.json`` last, so a checkpoint without a
+    readable one was cut short: it is deleted.
+    """
+    found = sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    for checkpoint in reversed(found):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+            shutil.rmtree(checkpoint)
+        else:
+            return str(checkpoint)
+    return None
+
+
+class DevScores(SentenceEvaluator):
+    """MRR@k of the dev queries at 64 dimensions and at full size, while the model trains.
+
+    To stay quick it searches only the passages that answer dev queries, and as many others:
+    its numbers are higher than those of a search through the whole corpus.
+
+    Args:
+        queries: Dev queries.
+        qrels: For each, the ids of its relevant passages.
+        passages: The corpus; an id is a place in it.
+        run: Says how to encode, and ``k``.
+    """
+
+    def __init__(self, queries: list[str], qrels: list[set[int]], passages: list[str], run: Run):
+        super().__init__()
+        relevant = sorted(set().union(*qrels))
+        others = [i for i in range(len(passages)) if i not in set(relevant)][: len(relevant)]
+        place = {passage: row for row, passage in enumerate(relevant + others)}
+        self.queries, self.run = queries, run
+        self.passages = [passages[i] for i in relevant + others]
+        self.qrels = [{place[passage] for passage in wanted} for wanted in qrels]
+        self.dims = sorted({min(64, run.experiment.full_dim), run.experiment.full_dim})
+
+    def __call__(
+        self, model: SentenceTransformer, output_path=None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        k = self.run.experiment.k
+        table = evaluate_truncated(
+            encode_queries(model, self.queries, self.run),
+            encode_passages(model, self.passages, self.run),
+            self.qrels,
+            self.dims,
+            k,
+        )
+        scores = table.set_index("dim")[f"mrr@{k}"]
+        return {f"dev_mrr@{k}_at_{dim}": float(score) for dim, score in scores.items()}
+
+
+class Progress(TrainerCallback):
+    """A bar while the trainer runs, a line for each dev score, and the seconds spent.
+
+    The seconds are kept in the trainer's log, so that they go on after an interruption.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        spent = max((row.get("seconds", 0) for row in state.log_history), default=0)
+        self.begin = time.perf_counter() - spent
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", leave=False)
+        if state.global_step:
+            print(f"going on from step {state.global_step} of {state.max_steps}")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        seconds = time.perf_counter() - self.begin
+        state.log_history[-1]["seconds"] = seconds
+        scores = {key.rsplit("_", 1)[1]: v for key, v in (logs or {}).items() if "dev_mrr" in key}
+        if scores:
+            shown = "  ".join(f"{value:.3f} at {dim}" for dim, value in scores.items())
+            print(
+                f"step {state.global_step:>4} of {state.max_steps}   dev MRR  {shown}"
+                f"   {seconds:.0f} s"
+            )
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+def training_log(trainer) -> pd.DataFrame:
+    """What the trainer logged: ``step``, ``seconds``, ``loss`` and the dev scores by step."""
+    log = pd.DataFrame(trainer.state.log_history)
+    names = {name: name.removeprefix("eval_") for name in log if "dev_mrr" in name}
+    columns = ["step", "seconds", "loss", *names]
+    return log.reindex(columns=columns).dropna(thresh=3).rename(columns=names)

@@ -1,0 +1,38 @@
+"""Fine-tune a sentence embedding model on a file of triplets.
+
+python THIS_FILE MODEL TRIPLETS.parquet OUTPUT_FOLDER
+"""
+
+import sys
+
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.losses import (
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
+from sentence_transformers.sentence_transformer.training_args import (
+    BatchSamplers,
+    SentenceTransformerTrainingArguments,
+)
+
+model_name, triplets, output = sys.argv[1:]
+model = SentenceTransformer(model_name)
+loss = MultipleNegativesRankingLoss(model)
+loss = MatryoshkaLoss(model, loss, matryoshka_dims=[model.get_embedding_dimension(), 256, 128, 64])
+trainer = SentenceTransformerTrainer(
+    model=model,
+    args=SentenceTransformerTrainingArguments(
+        output_dir=f"{output}/checkpoints",
+        num_train_epochs=1,
+        per_device_train_batch_size=64,
+        learning_rate=5e-5,
+        warmup_steps=0.1,
+        batch_sampler=BatchSamplers.NO_DUPLICATES,
+        report_to="none",
+    ),
+    train_dataset=Dataset.from_parquet(triplets),
+    loss=loss,
+)
+trainer.train()
+model.save(output)

@@ -196,7 +196,7 @@ class Run:
         return ArtifactError(
             f"{short(target)} {what}.\nRun notebooks/{made_by}.ipynb first, or this line in a "
             f"terminal, from the repository's folder:\n"
-            f"    python -m helpers.run {self.experiment.name} --until {made_by}"
+            f"    python -m helpers.run --until {made_by}"
         )
 
 

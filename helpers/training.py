@@ -52,8 +52,8 @@ def training_arguments(run: Run, name: str, num_rows: int) -> SentenceTransforme
         fp16=run.precision == "fp16",
         use_cpu=run.machine.device == "cpu",
         eval_strategy="steps",
-        eval_steps=max(1, steps // experiment.evals),
-        save_steps=max(1, steps // experiment.evals),
+        eval_steps=math.ceil(steps / experiment.evals),
+        save_steps=math.ceil(steps / experiment.evals),
         save_total_limit=2,
         logging_steps=max(1, steps // 40),
         disable_tqdm=True,  # `Progress` below shows one bar, and lines that stay
@@ -118,30 +118,33 @@ class DevScores(SentenceEvaluator):
 
 
 class Progress(TrainerCallback):
-    """A bar while the trainer runs, a line for each dev score, and the seconds spent.
+    """A bar while the trainer runs, a line for each dev score, and the seconds of training.
 
-    The seconds are kept in the trainer's log, so that they go on after an interruption.
+    The seconds are those of the training steps alone, without dev scores and checkpoints. They
+    are kept in the trainer's log, so that they go on after an interruption.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
-        spent = max((row.get("seconds", 0) for row in state.log_history), default=0)
-        self.begin = time.perf_counter() - spent
+        self.seconds = max((row.get("seconds", 0) for row in state.log_history), default=0)
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", leave=False)
         if state.global_step:
             print(f"going on from step {state.global_step} of {state.max_steps}")
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.begin = time.perf_counter()
+
     def on_step_end(self, args, state, control, **kwargs):
+        self.seconds += time.perf_counter() - self.begin
         self.bar.update()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        seconds = time.perf_counter() - self.begin
-        state.log_history[-1]["seconds"] = seconds
+        state.log_history[-1]["seconds"] = self.seconds
         scores = {key.rsplit("_", 1)[1]: v for key, v in (logs or {}).items() if "dev_mrr" in key}
         if scores:
             shown = "  ".join(f"{value:.3f} at {dim}" for dim, value in scores.items())
             print(
                 f"step {state.global_step:>4} of {state.max_steps}   dev MRR  {shown}"
-                f"   {seconds:.0f} s"
+                f"   {self.seconds:.0f} s of training"
             )
 
     def on_train_end(self, args, state, control, **kwargs):

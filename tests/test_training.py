@@ -136,7 +136,7 @@ def test_arguments_come_from_the_experiment(runs):
     assert arguments.per_device_train_batch_size == run.experiment.batch_size
     assert arguments.learning_rate == run.experiment.learning_rate
     assert arguments.seed == run.experiment.seed
-    assert arguments.save_steps == 100 // run.experiment.evals
+    assert arguments.save_steps == 100 / run.experiment.evals
     assert arguments.batch_sampler == "no_duplicates"
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 import safetensors.torch
 
 from helpers.config import ROOT, Experiment, resolve, runs_folder
-from helpers.device import Machine, probe
+from helpers.device import Machine, device, probe
 from helpers.sources import sha256
 
 NOTEBOOKS = (
@@ -54,18 +54,21 @@ def open_run(choice: str, notebook: str, quiet: bool = False) -> "Run":
     """
     if notebook not in NOTEBOOKS:
         raise ValueError(f"notebook is {notebook!r}: allowed are {', '.join(NOTEBOOKS)}")
-    experiment, why = resolve(choice, held=_latest())
+    latest = _latest()
+    experiment, why = resolve(choice, held=latest and latest[0])
     folder = runs_folder() / experiment.name
     state = _read_json(folder / "run.json") or {}
-    if state.get("experiment") != json.loads(json.dumps(asdict(experiment))):
+    if "id" not in state or state.get("experiment") != _as_json(experiment):
         state["id"] = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
-        state["experiment"] = asdict(experiment)
-    if "machine" not in state:
-        state["machine"] = asdict(probe())
-    state["used"] = time.time()
+        state["experiment"] = _as_json(experiment)
+    machine = _machine_of(state) or probe()
+    if choice == "auto":
+        held = latest[1] if latest and experiment == latest[0] else experiment.name
+        choice = os.environ.get("MATRYOSHKA_PRESET") or held
+    state |= {"machine": asdict(machine), "choice": choice, "used": time.time()}
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "run.json", state)
-    run = Run(experiment, folder, state["id"], Machine(**state["machine"]), notebook)
+    run = Run(experiment, folder, state["id"], machine, notebook, choice)
     if not quiet:
         print(f"preset     {experiment.name} ({why})")
         print(f"run        {run.id}, kept in {short(folder)}")
@@ -74,16 +77,48 @@ def open_run(choice: str, notebook: str, quiet: bool = False) -> "Run":
     return run
 
 
-def _latest() -> Experiment | None:
-    """The experiment of the run that was used last, if ``runs/`` holds one that can be read."""
-    states = [_read_json(path) for path in runs_folder().glob("*/run.json")]
-    states = [state for state in states if state]
-    if not states:
-        return None
+def find_run(choice: str, notebook: str) -> "Run":
+    """A run that is there already, unchanged; arguments as for :func:`open_run`.
+
+    Raises:
+        ArtifactError: there is no such run, or it was begun with another configuration.
+        ValueError, FileNotFoundError: as for :func:`open_run`.
+    """
+    experiment, _ = resolve(choice)
+    folder = runs_folder() / experiment.name
+    state = _read_json(folder / "run.json") or {}
+    machine = _machine_of(state)
+    if "id" not in state or not machine or state.get("experiment") != _as_json(experiment):
+        raise ArtifactError(
+            f"{short(folder)} holds no run with the configuration of {choice}; make one: "
+            f"python -m helpers.run {choice}"
+        )
+    return Run(experiment, folder, state["id"], machine, notebook, choice)
+
+
+def _as_json(experiment: Experiment) -> dict:
+    return json.loads(json.dumps(asdict(experiment)))
+
+
+def _machine_of(state: dict) -> Machine | None:
+    """The machine that a run began on, if this may be the same one."""
     try:
-        return Experiment(**max(states, key=lambda state: state["used"])["experiment"])
-    except (KeyError, TypeError, ValueError):  # written by another version of these notebooks
+        machine = Machine(**state["machine"])
+    except (KeyError, TypeError):  # a new run, or one of another version of these notebooks
         return None
+    return machine if machine.device == device() else None
+
+
+def _latest() -> tuple[Experiment, str] | None:
+    """Experiment and choice of the run that was used last, of those that can be read."""
+    found = []
+    for path in runs_folder().glob("*/run.json"):
+        state = _read_json(path) or {}
+        try:
+            found.append((state["used"], Experiment(**state["experiment"]), state["choice"]))
+        except (KeyError, TypeError, ValueError):  # of another version of these notebooks
+            continue
+    return max(found, key=lambda item: item[0])[1:] if found else None
 
 
 @dataclass(frozen=True)
@@ -96,6 +131,7 @@ class Run:
         id: Stands in every notebook and table of the run.
         machine: What was found out about this machine when the run began.
         notebook: The notebook that has it open; it is named as the producer of what is saved.
+        choice: What stands for this run on the command line: a preset or a ``.toml`` file.
     """
 
     experiment: Experiment
@@ -103,6 +139,7 @@ class Run:
     id: str
     machine: Machine
     notebook: str
+    choice: str
 
     @property
     def precision(self) -> str:
@@ -128,10 +165,13 @@ class Run:
         Args:
             name: Its path in the run's folder. The ending says what it is: ``.parquet`` and
                 ``.csv`` take a DataFrame, ``.safetensors`` a dictionary of tensors, ``.json``
-                what JSON can hold; no ending a SentenceTransformer, kept as a folder.
+                a dictionary that JSON can hold; no ending a SentenceTransformer, kept as a folder.
             value: What to write.
             stage: It depends on the configuration of this stage and those before it.
             card: For a model, the text of the README.md that goes with it.
+
+        Raises:
+            ValueError: an ending that stands for none of these.
         """
         target = self.path(name)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +193,7 @@ class Run:
             "run": self.id,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "stage": stage,
-            "configuration": self.experiment.up_to(stage),
+            "configuration": self._configuration(stage),
             "content": content,
             "versions": versions(),
             "sha256": _hashes(target),
@@ -180,23 +220,27 @@ class Run:
         """What is known about an artefact; empty where there is none."""
         return _read_json(_manifest_path(self.path(name))) or {}
 
+    def _configuration(self, stage: str) -> dict:
+        """What an artefact depends on; "auto" precision as it was resolved."""
+        return self.experiment.up_to(stage) | {"precision": self.precision}
+
     def _check(self, name: str, stage: str, made_by: str) -> None:
         target = self.path(name)
         manifest = self.manifest(name)
         if not target.exists() or not manifest:
             raise self._error(target, "is missing", made_by)
-        now, then = self.experiment.up_to(stage), manifest.get("configuration", {})
+        now, then = self._configuration(stage), manifest.get("configuration") or {}
         changed = [f"{key} {then.get(key)!r}" for key in now if then.get(key) != now[key]]
         if changed:
             raise self._error(target, f"was made with {', '.join(changed)}", made_by)
-        if manifest.get("sha256") != _hashes(target):
+        if manifest.get("sha256") != _hashes(target, manifest.get("sha256")):
             raise self._error(target, "is damaged: its SHA-256 is not the manifest's", made_by)
 
     def _error(self, target: Path, what: str, made_by: str) -> ArtifactError:
         return ArtifactError(
             f"{short(target)} {what}.\nRun notebooks/{made_by}.ipynb first, or this line in a "
             f"terminal, from the repository's folder:\n"
-            f"    python -m helpers.run --until {made_by}"
+            f"    python -m helpers.run {self.choice} --until {made_by}"
         )
 
 
@@ -240,9 +284,11 @@ def _read(path: Path):
     return readers[path.suffix](path)
 
 
-def _hashes(target: Path) -> dict[str, str]:
+def _hashes(target: Path, known=None) -> dict[str, str]:
+    """The SHA-256 of each file of an artefact; of ``known`` ones only, where they are given."""
     files = sorted(p for p in target.rglob("*") if p.is_file()) if target.is_dir() else [target]
-    return {str(p.relative_to(target.parent)): sha256(p) for p in files}
+    names = {p.relative_to(target.parent).as_posix(): p for p in files}
+    return {name: sha256(p) for name, p in names.items() if known is None or name in known}
 
 
 def fingerprint(manifest: dict) -> str:
@@ -269,8 +315,9 @@ def _write_json(path: Path, value) -> None:
 
 
 def _read_json(path: Path):
-    """What a JSON file holds; None where it is missing or broken."""
+    """The object that a JSON file holds; None where it is missing or is something else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
+    return found if isinstance(found, dict) else None

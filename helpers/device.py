@@ -39,9 +39,14 @@ class Machine:
         return f"{self.processor}{cores} ({self.device}{gain})"
 
 
+def device() -> str:
+    """ "cuda" where torch finds such a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def probe() -> Machine:
     """Look at this machine; on a processor, time a matrix product in float32 and in bf16."""
-    if torch.cuda.is_available():
+    if device() == "cuda":
         hardware_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if hardware_bf16 else "fp16"
         return Machine("cuda", torch.cuda.get_device_name(), _cores(), precision, 1.0)

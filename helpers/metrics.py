@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-# Scores held at one time, in numbers: 32 million float64 are 256 MB.
-BLOCK = 32_000_000
+# Scores held at one time, in numbers: 8 million take about 200 MB while they are compared.
+BLOCK = 8_000_000
 
 
 def evaluate_truncated(
@@ -40,8 +40,8 @@ def evaluate_truncated(
 
     Raises:
         ValueError: shapes that do not fit, an empty corpus, no queries, NaN or infinity, a
-            prefix that is all zeros, a dimension out of range, ``k`` below 1, a query without
-            relevant passages, a qrel that names no passage.
+            prefix that is all zeros, a dimension out of range or twice, ``k`` below 1, a query
+            without relevant passages, a qrel that names no passage.
     """
     queries = _as_matrix(query_embeddings, "query_embeddings")
     corpus = _as_matrix(corpus_embeddings, "corpus_embeddings")
@@ -51,14 +51,11 @@ def evaluate_truncated(
             f"{corpus.shape[1]}: both must come from one model"
         )
     gains = _check_qrels(qrels, len(queries), len(corpus))
-    for dim in dims:
-        if not 1 <= dim <= queries.shape[1]:
-            raise ValueError(f"dim is {dim}: it must lie between 1 and {queries.shape[1]}")
-    if not len(dims):
-        raise ValueError("dims is empty: name at least one dimension")
+    if not len(dims) or len(set(dims)) < len(dims):
+        raise ValueError(f"dims is {list(dims)}: name at least one dimension, and none twice")
     tables = []
     for dim in dims:
-        ranks = _ranks(prefix(queries, dim), prefix(corpus, dim), gains)
+        ranks = _ranks(queries, corpus, dim, gains)
         table = _scores(ranks, gains, k)
         table.insert(0, "dim", dim)
         tables.append(table)
@@ -101,23 +98,27 @@ def evaluate_ranking(
     return _summary(table, per_query)
 
 
-def prefix(embeddings: torch.Tensor, dim: int) -> torch.Tensor:
+def prefix(embeddings: torch.Tensor, dim: int, first_row: int = 0) -> torch.Tensor:
     """The first ``dim`` numbers of each row, at unit length again.
 
     Args:
         embeddings: ``(num_rows, full_dim)``.
-        dim: Numbers to keep.
+        dim: Numbers to keep, from 1 to ``full_dim``.
+        first_row: Number of the first row, for the error message.
 
     Returns:
         ``(num_rows, dim)``.
 
     Raises:
-        ValueError: a row whose first ``dim`` numbers are all zero has no direction.
+        ValueError: ``dim`` out of range, or a row whose first ``dim`` numbers are all zero: it
+            has no direction.
     """
+    if not 1 <= dim <= embeddings.shape[1]:
+        raise ValueError(f"dim is {dim}: it must lie between 1 and {embeddings.shape[1]}")
     cut = embeddings[:, :dim]
     length = cut.norm(dim=1, keepdim=True)
     if (length == 0).any():
-        row = int((length[:, 0] == 0).nonzero()[0])
+        row = first_row + int((length[:, 0] == 0).nonzero()[0])
         raise ValueError(f"row {row}: the first {dim} numbers are all zero, so it has no direction")
     return cut / length
 
@@ -125,14 +126,9 @@ def prefix(embeddings: torch.Tensor, dim: int) -> torch.Tensor:
 def _as_matrix(embeddings, name: str) -> torch.Tensor:
     matrix = torch.as_tensor(embeddings).detach().cpu()
     if matrix.ndim != 2:
-        raise ValueError(
-            f"{name} has shape {tuple(matrix.shape)}: (number of texts, dim) is wanted"
-        )
+        raise ValueError(f"{name} has shape {tuple(matrix.shape)}: (num_texts, dim) is wanted")
     if not len(matrix):
         raise ValueError(f"{name} is empty: there is nothing to score")
-    # Products in float64, rounded to float32 when compared: equal passages then have equal
-    # scores, wherever in the corpus they stand.
-    matrix = matrix.to(torch.float64)
     if not torch.isfinite(matrix).all():
         row = int((~torch.isfinite(matrix)).any(dim=1).nonzero()[0])
         raise ValueError(f"{name}: row {row} holds NaN or infinity")
@@ -161,31 +157,34 @@ def _check_qrels(qrels, num_queries: int, num_passages: int) -> list[dict[int, f
     return checked
 
 
-def _ranks(queries: torch.Tensor, corpus: torch.Tensor, gains) -> list[dict[int, int]]:
+def _ranks(queries: torch.Tensor, corpus: torch.Tensor, dim: int, gains) -> list[dict[int, int]]:
     """The rank, from 1, of each relevant passage among the whole corpus.
 
     A rank is one more than the number of passages that score higher, or as high and stand
-    earlier. Counting them needs no sort, and a block of queries bounds the memory.
+    earlier. Counting them needs no sort, and the corpus is looked at block by block. Products are
+    taken in float64 and rounded to float32, so that equal passages have equal scores, wherever in
+    the corpus they stand.
     """
-    ranks = []
-    step = max(1, BLOCK // len(corpus))
-    for start in range(0, len(queries), step):
-        scores = (queries[start : start + step] @ corpus.T).to(torch.float32)
-        for row, wanted in zip(scores, gains[start : start + step], strict=True):
-            ranks.append(
-                {
-                    passage: 1
-                    + int((row > row[passage]).sum())
-                    + int((row[:passage] == row[passage]).sum())
-                    for passage in wanted
-                }
-            )
-    return ranks
+    query_of = torch.tensor([query for query, wanted in enumerate(gains) for _ in wanted])
+    passage_of = torch.tensor([passage for wanted in gains for passage in wanted])
+    asked = prefix(queries.double(), dim)
+    own = (asked[query_of] * prefix(corpus[passage_of].double(), dim)).sum(dim=1).float()
+    ahead = torch.zeros(len(own), dtype=torch.int64)
+    step = max(1, BLOCK // len(own))
+    for start in range(0, len(corpus), step):
+        block = prefix(corpus[start : start + step].double(), dim, first_row=start)
+        scores = (asked @ block.T).float()[query_of]  # (relevant pairs, passages of the block)
+        place = torch.arange(start, start + len(block))
+        earlier = place < passage_of[:, None]
+        better = (scores > own[:, None]) & (place != passage_of[:, None])
+        ahead += (better | ((scores == own[:, None]) & earlier)).sum(dim=1)
+    found = iter((ahead + 1).tolist())
+    return [{passage: next(found) for passage in wanted} for wanted in gains]
 
 
 def _scores(ranks: list[dict[int, int]], gains: list[dict[int, float]], k: int) -> pd.DataFrame:
     """One row a query: the metrics, from the ranks of its relevant passages."""
-    if k < 1:
+    if isinstance(k, bool) or k < 1:
         raise ValueError(f"k is {k}: it must be at least 1")
     discount = 1 / np.log2(np.arange(2, k + 2))
     rows = []

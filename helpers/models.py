@@ -60,7 +60,10 @@ def encode_passages(model: SentenceTransformer, texts: Sequence[str], run: Run) 
 def _encode(encode, texts: Sequence[str], run: Run) -> torch.Tensor:
     with autocast(run.machine, run.precision):
         embeddings = encode(
-            list(texts), batch_size=64, convert_to_tensor=True, show_progress_bar=False
+            list(texts),
+            batch_size=run.experiment.encode_batch_size,
+            convert_to_tensor=True,
+            show_progress_bar=False,
         )
     return embeddings.float().cpu()
 

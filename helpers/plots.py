@@ -1,5 +1,6 @@
 """One look for every figure and table of the series."""
 
+import io
 from collections.abc import Mapping
 
 import matplotlib
@@ -16,9 +17,10 @@ STYLE = {
     "base_random": ("base, random dimensions", "#CC79A7", "--"),
     "base": ("base", "#000000", "-"),
     "base_rotated": ("base, rotated", "#E69F00", "--"),
-    "mnrl": ("control: plain MNRL", "#56B4E9", "-"),
-    "mnrl_rotated": ("control, rotated", "#0072B2", "--"),
+    "mnrl": ("plain MNRL", "#56B4E9", "-"),
+    "mnrl_rotated": ("plain MNRL, rotated", "#0072B2", "--"),
     "matryoshka": ("Matryoshka", "#D55E00", "-"),
+    "matryoshka_rotated": ("Matryoshka, rotated", "#D55E00", "--"),
 }
 MODELS = tuple(STYLE)
 
@@ -50,8 +52,6 @@ def show(figure: Figure, alt: str) -> None:
     """
     if not alt.strip():
         raise ValueError("alt is empty: say in a sentence what the figure shows")
-    import io
-
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=200, bbox_inches="tight")
     plt.close(figure)
@@ -170,6 +170,70 @@ def before_after(scores: pd.DataFrame, metrics: list[str]) -> "pd.io.formats.sty
     frame = before_after_frame(scores, metrics)
     differences = pd.IndexSlice[pd.IndexSlice[:, "difference"], :]
     return frame.style.format("{:.3f}").format("{:+.3f}", subset=differences)
+
+
+def difference_table(differences: pd.DataFrame, metric: str) -> "pd.io.formats.style.Styler":
+    """Paired differences for display, those that are seen in bold.
+
+    Args:
+        differences: Columns ``before``, ``after`` (models), ``dim``, ``mean``, ``low``, ``high``
+            (of after minus before) and ``p_value``.
+        metric: What was compared.
+    """
+    names = {model: label for model, (label, _, _) in STYLE.items()}
+    shown = differences.replace({"before": names, "after": names})
+    shown["95% interval"] = [
+        f"{low:+.3f} to {high:+.3f}" for low, high in shown[["low", "high"]].values
+    ]
+    shown["p"] = ["< 0.001" if p < 0.001 else f"{p:.3f}" for p in shown["p_value"]]
+    seen = (differences["low"] > 0) | (differences["high"] < 0)
+    columns = ["dim", "before", "after", "mean", "95% interval", "p"]
+    return (
+        shown[columns]
+        .style.format({"mean": "{:+.3f}"}, escape="html")
+        .set_properties(subset=(seen, ["mean"]), **{"font-weight": "bold"})
+        .set_caption(f"{metric_name(metric)}, after minus before")
+        .hide()
+    )
+
+
+def difference_sentences(differences: pd.DataFrame, metric: str) -> list[str]:
+    """Each paired difference as a sentence, for a reader who skips tables.
+
+    Args:
+        differences: As for :func:`difference_table`.
+        metric: What was compared.
+    """
+    sentences = []
+    for row in differences.itertuples():
+        before, after = STYLE[row.before][0], STYLE[row.after][0]
+        if row.low <= 0 <= row.high:
+            verdict = "no difference seen between"
+            names = f"{after} and {before}"
+        else:
+            verdict = f"{after} {'gains' if row.mean > 0 else 'loses'} {abs(row.mean):.3f} against"
+            names = before
+        interval = f"({row.low:+.3f} to {row.high:+.3f})"
+        sentences.append(f"{metric_name(metric)} at {row.dim}: {verdict} {names} {interval}.")
+    return sentences
+
+
+def markdown_table(scores: pd.DataFrame, metric: str) -> str:
+    """:func:`wide_scores` as a Markdown table, the best of each column in bold."""
+    wide = wide_scores(scores, metric)
+    best = wide.max()
+    lines = [
+        f"| {metric_name(metric)} | " + " | ".join(wide.columns) + " |",
+        "| --- " + "| ---: " * len(wide.columns) + "|",
+    ]
+    for name, row in wide.iterrows():
+        cells = ["" if pd.isna(value) else f"{value:.3f}" for value in row]
+        cells = [
+            f"**{text}**" if value == best[dim] else text
+            for text, (dim, value) in zip(cells, row.items(), strict=True)
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def wide_scores(scores: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -13,9 +13,15 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from helpers.artifacts import NOTEBOOKS, ArtifactError, Run, open_run, short
+from helpers.artifacts import NOTEBOOKS, ArtifactError, Run, find_run, short
 from helpers.config import ROOT
-from helpers.plots import metric_name, plot_scores, use_style, wide_scores
+from helpers.plots import (
+    difference_sentences,
+    markdown_table,
+    metric_name,
+    plot_scores,
+    use_style,
+)
 
 START, END = "<!-- results: start -->", "<!-- results: end -->"
 
@@ -26,37 +32,31 @@ def code_sha256(notebook) -> str:
     return hashlib.sha256("\0".join(code).encode()).hexdigest()
 
 
-def readme_results(results: pd.DataFrame, figure: str) -> str:
-    """The README's section of results, as Markdown, from the table that notebook 5 wrote.
+def readme_results(results: pd.DataFrame, differences: pd.DataFrame, figure: str) -> str:
+    """The README's section of results, as Markdown, from the tables that notebook 5 wrote.
 
     Args:
-        results: The results of one run.
+        results: The scores of one run.
+        differences: Its paired differences.
         figure: Path of the figure, relative to the README.
     """
-    metrics = [name for name in results if name.startswith(("mrr@", "recall@"))]
+    mrr, recall = (next(n for n in results if n.startswith(m)) for m in ("mrr@", "recall@"))
     first = results.iloc[0]
-    lines = [START, f"![{metric_name(metrics[0])} against dimensions kept]({figure})", ""]
-    for metric in metrics:
-        wide = wide_scores(results, metric)
-        lines += [
-            f"| {metric_name(metric)} | " + " | ".join(wide.columns) + " |",
-            "| --- " + "| ---: " * len(wide.columns) + "|",
-        ]
-        best = wide.max()
-        for name, row in wide.iterrows():
-            cells = [
-                ""
-                if pd.isna(value)
-                else f"**{value:.3f}**"
-                if value == best[dim]
-                else f"{value:.3f}"
-                for dim, value in row.items()
-            ]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines.append("")
-    lines += [
+    lines = [
+        START,
+        f"![{metric_name(mrr)} against dimensions kept]({figure})",
+        "",
+        "What came out (paired differences on the same queries, 95% intervals, one training seed):",
+        "",
+        *(f"- {sentence}" for sentence in difference_sentences(differences, mrr)),
+        "",
+        markdown_table(results, mrr),
+        "",
+        markdown_table(results, recall),
+        "",
         f"Preset `{first['preset']}`, {first['num_queries']:,} test queries on "
-        f"{first['num_passages']:,} passages, seed {first['seed']}, run `{first['run']}`.",
+        f"{first['num_passages']:,} passages, seed {first['seed']}, run `{first['run']}`. "
+        "Bold is the highest of a column, not a lead that can be trusted.",
         END,
     ]
     return "\n".join(lines)
@@ -82,7 +82,7 @@ def executed_notebooks(run: Run) -> dict[str, nbformat.NotebookNode]:
     found = {}
     for name in NOTEBOOKS:
         path = run.folder / "notebooks" / f"{name}.ipynb"
-        again = f"run again: python -m helpers.run {run.experiment.name}"
+        again = f"run again: python -m helpers.run {run.choice}"
         if not path.is_file():
             raise ArtifactError(f"{short(path)} is missing; {again}")
         notebook = nbformat.read(path, as_version=4)
@@ -94,11 +94,17 @@ def executed_notebooks(run: Run) -> dict[str, nbformat.NotebookNode]:
         source = nbformat.read(ROOT / "notebooks" / path.name, as_version=4)
         if code_sha256(source) != code_sha256(notebook):
             raise ArtifactError(f"{short(path)} was made from other code than it has now; {again}")
-        notebook.metadata["matryoshka"] = {"run": run.id, "code_sha256": code_sha256(notebook)}
-        for old, new in zip(source.cells, notebook.cells, strict=True):
-            if old.cell_type == "markdown":
-                new.source = old.source  # prose may have been mended since
-        found[name] = notebook
+        ran, cells = (
+            [cell for cell in content.cells if cell.cell_type == "code"]
+            for content in (notebook, source)
+        )
+        if [cell.execution_count for cell in ran] != list(range(1, len(ran) + 1)):
+            raise ArtifactError(f"{short(path)} was not run from first cell to last; {again}")
+        for cell, done in zip(cells, ran, strict=True):  # prose may have been mended since
+            cell.outputs, cell.execution_count = done.outputs, done.execution_count
+        source.metadata = notebook.metadata
+        source.metadata["matryoshka"] = {"run": run.id, "code_sha256": code_sha256(source)}
+        found[name] = source
     return found
 
 
@@ -110,21 +116,32 @@ def publish(run: Run, root: Path = ROOT) -> list[Path]:
         ValueError: the README has no place for the results.
     """
     results = run.load("results.csv", "evaluation", "05_evaluation")
+    differences = run.load("differences.csv", "evaluation", "05_evaluation")
+    for table in (results, differences):
+        if set(table["run"]) != {run.id}:
+            raise ArtifactError(
+                f"the results are of run {table['run'].iloc[0]}, not of {run.id}; run again: "
+                f"python -m helpers.run {run.choice}"
+            )
     notebooks = executed_notebooks(run)
     name = run.experiment.name
     readme = root / "README.md"
     figure = root / "results" / f"{name}.png"
     text = replace_section(
-        readme.read_text(encoding="utf-8"), readme_results(results, f"results/{name}.png")
+        readme.read_text(encoding="utf-8"),
+        readme_results(results, differences, f"results/{name}.png"),
     )
     (root / "results").mkdir(exist_ok=True)
     (root / "notebooks").mkdir(exist_ok=True)
     use_style()
-    plot_scores(results, f"mrr@{run.experiment.k}").savefig(figure, dpi=160, bbox_inches="tight")
-    table = root / "results" / f"{name}.csv"
-    results.to_csv(table, index=False)
+    plot_scores(results, f"mrr@{run.experiment.k}").savefig(
+        figure, dpi=160, bbox_inches="tight", metadata={"Description": run.id}
+    )
+    tables = {f"{name}.csv": results, f"{name}_differences.csv": differences}
+    for file, table in tables.items():
+        table.to_csv(root / "results" / file, index=False)
     readme.write_text(text, encoding="utf-8")
-    written = [readme, table, figure]
+    written = [readme, figure, *(root / "results" / file for file in tables)]
     for notebook, content in notebooks.items():
         path = root / "notebooks" / f"{notebook}.ipynb"
         nbformat.write(content, path)
@@ -137,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("preset", help="the run to publish: a preset, or the path of a TOML file")
     options = parser.parse_args(arguments)
     try:
-        run = open_run(options.preset, NOTEBOOKS[0], quiet=True)
+        run = find_run(options.preset, NOTEBOOKS[0])
         for path in publish(run):
             print(short(path))
     except (ArtifactError, ValueError, FileNotFoundError) as error:

@@ -1,8 +1,10 @@
 """Runs the notebooks in order and shows how far it is: ``python -m helpers.run --help``."""
 
 import argparse
+import asyncio
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -41,12 +43,21 @@ class Watcher(NotebookClient):
         self.cells = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
         self.begin = self.spoken = time.monotonic()
         self.done = threading.Event()
+        self.interrupted = False
 
     def announce(self, cell, cell_index) -> None:
+        # nbclient's own handlers, set before this, would end in a traceback.
+        if sys.platform != "win32":
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, self.interrupt)
         if cell_index in self.cells:
             first = next((line for line in cell.source.splitlines() if line.strip()), "")
             number = self.cells.index(cell_index) + 1
             self.say(f"cell {number:>2} of {len(self.cells)}  {first[:70]}")
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+        self.stopping = asyncio.ensure_future(self.km.shutdown_kernel(now=True))
 
     def say(self, text: str) -> None:
         self.spoken = time.monotonic()
@@ -65,13 +76,20 @@ class Watcher(NotebookClient):
                 self.say("    still at work")
 
 
-def run_notebook(source: Path, target: Path) -> None:
+def run_notebook(source: Path, target: Path, preset: str | None = None) -> None:
     """Execute one notebook, in its own folder, and save it with its outputs.
 
     It is saved even where a cell fails or the run is interrupted, as far as it came.
 
+    Args:
+        source: The notebook.
+        target: Where to save it.
+        preset: What ``auto`` stands for in it; None leaves that to the environment.
+
     Raises:
         CellExecutionError: a cell failed.
+        DeadKernelError: its process ended.
+        KeyboardInterrupt: the run was interrupted.
     """
     notebook = nbformat.read(source, as_version=4)
     for cell in notebook.cells:
@@ -80,8 +98,15 @@ def run_notebook(source: Path, target: Path) -> None:
     watcher = Watcher(notebook, source.stem, resources={"metadata": {"path": str(source.parent)}})
     thread = threading.Thread(target=watcher.heartbeat, daemon=True)
     thread.start()
+    environment = os.environ | dict.fromkeys(NO_BARS, "1")
+    if preset:
+        environment["MATRYOSHKA_PRESET"] = preset
     try:
-        watcher.execute()
+        watcher.execute(env=environment)
+    except DeadKernelError:
+        if watcher.interrupted:
+            raise KeyboardInterrupt from None
+        raise
     finally:
         watcher.done.set()
         tidy(notebook)
@@ -128,18 +153,21 @@ def main(arguments: list[str] | None = None) -> int:
         help=f"the last one to run: {', '.join(NOTEBOOKS)}",
     )
     options = parser.parse_args(arguments)
+    chosen = NOTEBOOKS[NOTEBOOKS.index(options.first) : NOTEBOOKS.index(options.until) + 1]
+    if not chosen:
+        parser.error(f"--from {options.first} comes after --until {options.until}")
+    if options.preset.endswith(".toml"):  # notebooks run in a folder of their own
+        options.preset = str(Path(options.preset).resolve())
+    sys.stdout.reconfigure(errors="replace")  # passages hold signs that not every terminal has
     try:
         run = open_run(options.preset, NOTEBOOKS[0])
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-    if options.preset != "auto":
-        os.environ["MATRYOSHKA_PRESET"] = options.preset
-    os.environ.update(dict.fromkeys(NO_BARS, "1"))
     begin = time.monotonic()
-    for name in NOTEBOOKS[NOTEBOOKS.index(options.first) : NOTEBOOKS.index(options.until) + 1]:
+    for name in chosen:
         target = run.folder / "notebooks" / f"{name}.ipynb"
         try:
-            run_notebook(ROOT / "notebooks" / f"{name}.ipynb", target)
+            run_notebook(ROOT / "notebooks" / f"{name}.ipynb", target, run.choice)
         except (CellExecutionError, DeadKernelError) as error:
             print(f"\n{name} stopped at a cell that failed:\n{ANSI.sub('', str(error))}")
             print(f"The notebook, as far as it came: {short(target)}")

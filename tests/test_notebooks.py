@@ -118,12 +118,18 @@ def test_helpers_import_one_way():
 
 
 def test_no_code_outside_config_asks_for_a_preset_by_name():
-    for path in (ROOT / "helpers").glob("*.py"):
-        if path.stem == "config":
-            continue
+    sources = {
+        path: path.read_text(encoding="utf-8")
+        for path in [*(ROOT / "helpers").glob("*.py"), *(ROOT / "notebooks").rglob("*.py")]
+        if path.stem != "config"
+    }
+    for path in PATHS:
+        cells = code_cells(nbformat.read(path, as_version=4))
+        sources[path] = "\n".join(cell.source for cell in cells if "nbmake" not in cell.metadata)
+    for path, source in sources.items():
         strings = {
             node.value
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in ast.walk(ast.parse(source))
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         }
         assert not strings & set(PRESETS), path.name

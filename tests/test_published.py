@@ -2,13 +2,16 @@
 
 import copy
 import re
+from xml.etree import ElementTree
 
 import nbformat
 import pandas as pd
+import PIL.Image
 import pytest
 
 from helpers.artifacts import ArtifactError, open_run
 from helpers.config import PRESETS, ROOT
+from helpers.plots import wide_scores
 from helpers.publish import (
     END,
     START,
@@ -20,7 +23,8 @@ from helpers.publish import (
 )
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-RESULTS = pd.read_csv(ROOT / "results" / "wikipedia.csv")
+RESULTS = pd.read_csv(ROOT / "results" / "wikipedia.csv", dtype={"dim": "Int64"})
+DIFFERENCES = pd.read_csv(ROOT / "results" / "wikipedia_differences.csv")
 COLUMNS = ["preset", "model", "dim", "mrr@10", "recall@10", "ndcg@10"]
 COLUMNS += ["num_queries", "num_passages", "seed", "train_seconds", "run"]
 
@@ -35,7 +39,8 @@ def outputs(notebook):
 
 
 def text_of(output):
-    return output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
+    data = {kind: text for kind, text in output.get("data", {}).items() if "image" not in kind}
+    return "\n".join([output.get("text", ""), *map(str, data.values())])
 
 
 def test_outputs_are_of_the_code_as_it_stands(notebook):
@@ -53,9 +58,8 @@ def test_no_error_warning_path_or_progress_bar_is_shown(notebook):
         assert not (output.output_type == "stream" and output.name == "stderr"), output.text
         text = text_of(output)
         assert not re.search(r"[Ww]arning", text), text
-        assert not re.search(r"(?<![\w.:/])/(home|root|work|tmp|usr|opt|Users|content)/", text), (
-            text
-        )
+        folders = "home|root|work|tmp|usr|opt|mnt|var|private|data|Users|content"
+        assert not re.search(rf"(?<![\w.:/])/({folders})/|\b[A-Z]:\\\w", text), text
         assert "it/s" not in text
         assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
 
@@ -72,10 +76,43 @@ def test_one_run_stands_in_every_notebook_and_in_the_table(notebook):
     assert any(f"run        {run}" in text_of(output) for output in outputs(notebook))
 
 
+def tables_of(name):
+    """Every HTML table among a notebook's outputs, as a list of rows of texts."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    for output in outputs(notebook):
+        html = output.get("data", {}).get("text/html", "").replace("&nbsp;", "")
+        if "<table" in html:
+            table = ElementTree.fromstring(html[html.index("<table") : html.index("</table>") + 8])
+            rows = [["".join(cell.itertext()).strip() for cell in row] for row in table.iter("tr")]
+            yield rows
+
+
+@pytest.mark.parametrize("metric", ["mrr@10", "recall@10"])
+def test_the_scores_shown_in_notebook_5_are_those_of_the_table(metric):
+    wide = wide_scores(RESULTS, metric)
+    expected = [["", *wide.columns]]
+    for name, row in wide.iterrows():
+        expected.append([name, *("" if pd.isna(value) else f"{value:.3f}" for value in row)])
+    assert expected in list(tables_of("05_evaluation"))
+
+
+def test_the_figure_is_of_the_run():
+    image = PIL.Image.open(ROOT / "results" / "wikipedia.png")
+    assert image.text["Description"] == RESULTS["run"].iloc[0]
+
+
 def test_the_results_are_complete():
     assert list(RESULTS.columns) == COLUMNS
     dims = set(PRESETS["wikipedia"].dims)
-    for model in ("base", "base_random", "base_rotated", "mnrl", "mnrl_rotated", "matryoshka"):
+    for model in (
+        "base",
+        "base_random",
+        "base_rotated",
+        "mnrl",
+        "mnrl_rotated",
+        "matryoshka",
+        "matryoshka_rotated",
+    ):
         assert set(RESULTS.loc[RESULTS["model"] == model, "dim"]) == dims
     assert RESULTS.loc[RESULTS["model"] == "bm25", "dim"].isna().all()
     assert RESULTS["preset"].unique().tolist() == ["wikipedia"]
@@ -83,10 +120,19 @@ def test_the_results_are_complete():
     assert RESULTS[["mrr@10", "recall@10", "ndcg@10"]].stack().between(0, 1).all()
 
 
+def test_the_differences_are_those_of_the_results():
+    assert DIFFERENCES["run"].unique().tolist() == RESULTS["run"].unique().tolist()
+    score = RESULTS.set_index(["model", "dim"])["mrr@10"]
+    for row in DIFFERENCES.itertuples():
+        expected = score[row.after, row.dim] - score[row.before, row.dim]
+        assert row.mean == pytest.approx(expected)
+        assert row.low <= row.mean <= row.high
+
+
 def test_the_readme_shows_the_results():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     section = text[text.index(START) : text.index(END) + len(END)]
-    assert section == readme_results(RESULTS, "results/wikipedia.png")
+    assert section == readme_results(RESULTS, DIFFERENCES, "results/wikipedia.png")
 
 
 def test_64_dimensions_after_beat_full_size_before():
@@ -99,6 +145,7 @@ def finished(tmp_path, runs):
     run = open_run("wikipedia", "05_evaluation", quiet=True)
     results = RESULTS.assign(run=run.id)
     run.save("results.csv", results, "evaluation")
+    run.save("differences.csv", DIFFERENCES.assign(run=run.id), "evaluation")
     committed = RESULTS["run"].iloc[0]
     (run.folder / "notebooks").mkdir()
     for path in PATHS:
@@ -106,7 +153,7 @@ def finished(tmp_path, runs):
         (run.folder / "notebooks" / path.name).write_text(content)
     root = tmp_path / "repository"
     root.mkdir()
-    (root / "README.md").write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    (root / "README.md").write_text(f"before\n{START}\nof last time\n{END}\nafter\n")
     return run, root
 
 
@@ -116,7 +163,7 @@ def test_publishing_renews_readme_table_figure_and_notebooks(tmp_path, runs):
     text = (root / "README.md").read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "old" not in text
+    assert "of last time" not in text
     assert run.id in text
     assert pd.read_csv(root / "results" / "wikipedia.csv")["run"].unique().item() == run.id
     assert (root / "results" / "wikipedia.png").stat().st_size > 10_000
@@ -141,6 +188,26 @@ def test_a_run_that_does_not_belong_together_is_not_published(tmp_path, runs, da
     assert "python -m helpers.run wikipedia" in str(error.value)
     assert (root / "README.md").read_text() == before
     assert not (root / "results").exists()
+
+
+def test_a_notebook_that_stopped_half_way_is_not_published(tmp_path, runs):
+    run, _ = finished(tmp_path, runs)
+    path = run.folder / "notebooks" / "06_deployment.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    for cell in [cell for cell in notebook.cells if cell.cell_type == "code"][5:]:
+        cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, path)
+    with pytest.raises(ArtifactError, match="was not run from first cell to last"):
+        executed_notebooks(run)
+
+
+@pytest.mark.parametrize("name", ["results", "differences"])
+def test_results_of_another_run_are_not_published(tmp_path, runs, name):
+    run, root = finished(tmp_path, runs)
+    table = run.load(f"{name}.csv", "evaluation", "05_evaluation").assign(run="another")
+    run.save(f"{name}.csv", table, "evaluation")
+    with pytest.raises(ArtifactError, match="the results are of run another"):
+        publish(run, root)
 
 
 def test_a_failed_notebook_is_not_published(tmp_path, runs):

@@ -1,10 +1,19 @@
 """The command that runs the notebooks: what it prints, keeps and says when something fails."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import nbformat
+import pandas as pd
+import psutil
 import pytest
 from nbclient.exceptions import CellExecutionError
 
 from helpers import run as runner
+from helpers.artifacts import NOTEBOOKS, open_run
+from helpers.config import ROOT
 from helpers.run import main, run_notebook, tidy
 
 
@@ -51,13 +60,75 @@ def test_a_failing_cell_ends_the_run_with_its_message(runs, monkeypatch, tmp_pat
     assert "ValueError: no such thing" in said
 
 
-def test_an_interrupted_run_says_that_it_goes_on(runs, monkeypatch, capsys):
-    def interrupted(source, target):
-        raise KeyboardInterrupt
+MAIN_WITH_ROOT = (
+    "import sys; from pathlib import Path; import helpers.run as r;"
+    "r.ROOT = Path(sys.argv[1]); sys.exit(r.main(['smoke']))"
+)
 
-    monkeypatch.setattr(runner, "run_notebook", interrupted)
-    assert main(["smoke"]) == 130
-    assert "The same command goes on from here" in capsys.readouterr().out
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_that_it_goes_on_and_leaves_no_process(runs, tmp_path, number):
+    (tmp_path / "notebooks").mkdir()
+    write(tmp_path / "notebooks" / "01_setup.ipynb", "print('asleep')\nimport time; time.sleep(60)")
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN_WITH_ROOT, str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said = ""
+    while "    asleep" not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    kernels = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    rest, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, rest
+    assert "The same command goes on from here" in rest
+    assert "Traceback" not in rest
+    assert psutil.wait_procs(kernels, timeout=10)[1] == []
+    assert (runs / "smoke" / "notebooks" / "01_setup.ipynb").is_file()
+
+
+def test_a_finished_run_prints_the_tables_and_where_things_lie(runs, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(
+        runner, "run_notebook", lambda source, target, preset: seen.append((source.stem, preset))
+    )
+    rows = [(m, d, 0.25 + d / 1000, 0.5) for m in ("base", "matryoshka") for d in (64, 384)]
+    results = pd.DataFrame(rows, columns=["model", "dim", "mrr@10", "recall@10"])
+    run = open_run("smoke", "05_evaluation", quiet=True)
+    run.save("results.csv", results.assign(num_queries=80), "evaluation")
+    assert main(["smoke"]) == 0
+    said = capsys.readouterr().out
+    assert seen == [(name, "smoke") for name in NOTEBOOKS]
+    for part in ("MRR@10 on 80 test queries", "0.314", "0.634", "Recall@10", "release"):
+        assert part in said
+
+
+def test_one_notebook_alone_and_an_empty_choice(runs, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(
+        runner, "run_notebook", lambda source, target, preset: seen.append(source.stem)
+    )
+    assert main(["smoke", "--from", "02_data", "--until", "03_baseline"]) == 0
+    assert seen == ["02_data", "03_baseline"]
+    with pytest.raises(SystemExit):
+        main(["smoke", "--from", "03_baseline", "--until", "02_data"])
+    assert "--from 03_baseline comes after --until 02_data" in capsys.readouterr().err
+
+
+def test_running_leaves_the_environment_as_it_was(runs, monkeypatch, tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    source = "import os; assert os.environ['MATRYOSHKA_PRESET'] == 'smoke'"
+    write(tmp_path / "notebooks" / "01_setup.ipynb", source)
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    before = dict(os.environ)
+    assert main(["smoke", "--until", "01_setup"]) == 0
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize("name", ["wiki", "nowhere.toml"])
@@ -69,8 +140,6 @@ def test_a_wrong_preset_is_refused_before_anything_runs(runs, name, capsys):
 
 
 def test_a_later_notebook_without_its_artefacts_names_the_earlier_one(runs, monkeypatch):
-    from helpers.config import ROOT
-
     monkeypatch.setenv("MATRYOSHKA_PRESET", "smoke")
     with pytest.raises(CellExecutionError, match=r"Run notebooks/04_training.ipynb first"):
         run_notebook(ROOT / "notebooks" / "06_deployment.ipynb", runs / "06.ipynb")

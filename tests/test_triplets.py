@@ -1,11 +1,11 @@
 from collections import Counter
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 
+from helpers.artifacts import ArtifactError, open_run
 from helpers.config import PRESETS
-from helpers.triplets import SPLITS, clean_rows, collect, normalise, split_of, stream_rows
+from helpers.triplets import SPLITS, clean_rows, collect, load_data, normalise, stream_rows
 
 LONG = "a passage with more than enough words to be kept by every rule that there is here"
 
@@ -149,10 +149,17 @@ def test_the_sources_own_negatives_are_kept_for_training():
     assert (rows["negative"].str[3:] == rows["query"].str[13:]).all()
 
 
-def test_negatives_must_be_complete_to_be_used():
+@pytest.mark.parametrize("without", [0, 1, 9])
+def test_training_queries_without_a_negative_are_left_out_if_others_have_one(without):
     experiment = replace(PRESETS["smoke"], num_dev=1, num_test=1, batch_size=2)
-    rows = [row(f"query number {i}", f"{LONG} {i}") for i in range(9)]
-    assert "negative" not in collect(rows, experiment).training_rows()
+    rows = [row(f"query number {i}", f"{LONG} {i}", negative=f"no {i}") for i in range(9)]
+    data = collect(rows, experiment)
+    train = data.queries.index[data.queries["split"] == "train"]
+    data.queries.loc[train[:without], "negative"] = None
+    rows = data.training_rows()
+    if without == 9:
+        assert list(rows.columns) == ["query", "positive"]
+    assert len(rows) == (7 if without == 9 else 7 - without)
 
 
 def test_too_few_queries_says_how_many_and_how_many_are_needed():
@@ -161,9 +168,27 @@ def test_too_few_queries_says_how_many_and_how_many_are_needed():
 
 
 def test_unknown_split():
-    frame = pd.DataFrame(columns=["text", "split"])
     with pytest.raises(ValueError, match="split is 'val': allowed are train, dev, test"):
-        split_of(frame, pd.DataFrame(columns=["query", "passage"]), "val")
+        small().split("val")
+
+
+def test_train_passages_are_those_of_training_queries():
+    data = small()
+    wanted = {p for relevant in data.split("train")[1] for p in relevant}
+    assert data.train_passages() == sorted(wanted)
+    assert len(wanted) == 23
+
+
+def test_what_notebook_2_saves_is_what_the_others_load(runs):
+    run = open_run("smoke", "02_data", quiet=True)
+    data = small()
+    with pytest.raises(ArtifactError, match=r"passages\.parquet is missing"):
+        load_data(run)
+    for name in ("passages", "queries", "qrels"):
+        run.save(f"{name}.parquet", getattr(data, name), "data")
+    loaded = load_data(run)
+    for name in SPLITS:
+        assert loaded.split(name) == data.split(name)
 
 
 def test_max_rows_stops_the_stream():

@@ -16,6 +16,8 @@ from sentence_transformers.sentence_transformer.training_args import (
     SentenceTransformerTrainingArguments,
 )
 
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
 model_name, triplets, output = sys.argv[1:]
 model = SentenceTransformer(model_name)
 loss = MultipleNegativesRankingLoss(model)
@@ -23,7 +25,7 @@ loss = MatryoshkaLoss(model, loss, matryoshka_dims=[model.get_embedding_dimensio
 trainer = SentenceTransformerTrainer(
     model=model,
     args=SentenceTransformerTrainingArguments(
-        output_dir=f"{output}/checkpoints",
+        output_dir=f"{output}-checkpoints",
         num_train_epochs=1,
         per_device_train_batch_size=64,
         learning_rate=5e-5,

@@ -18,7 +18,7 @@ def pytest_configure(config):
     config.runs = tempfile.mkdtemp(prefix="matryoshka-runs-")
     os.environ["MATRYOSHKA_RUNS"] = config.runs
     os.environ.pop("MATRYOSHKA_PRESET", None)
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def pytest_unconfigure(config):

@@ -1,0 +1,37 @@
+"""Mines hard negatives for training rows that have none."""
+
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import mine_hard_negatives
+
+from helpers.artifacts import Run
+from helpers.device import autocast
+
+
+def mine(rows: Dataset, model: SentenceTransformer, run: Run) -> Dataset:
+    """Give each training row the passage that the model takes for the best wrong answer.
+
+    Candidates are the positives of the rows alone, so no passage of another split is learned
+    from. One that comes within ``negative_margin`` of the positive's similarity, or beyond it, is
+    skipped: it may be a right answer that nobody marked. A query with several positives gets none
+    of them. A row for which no candidate is left is dropped.
+
+    Args:
+        rows: Columns ``query`` and ``positive``.
+        model: Ranks the candidates.
+        run: Says how many candidates are looked at, and with which margin.
+
+    Returns:
+        Columns ``query``, ``positive`` and ``negative``.
+    """
+    experiment = run.experiment
+    with autocast(run.machine, run.precision):
+        return mine_hard_negatives(
+            rows,
+            model,
+            relative_margin=experiment.negative_margin,
+            range_max=experiment.negative_candidates,
+            num_negatives=experiment.num_negatives,
+            batch_size=experiment.encode_batch_size,
+            verbose=False,
+        )

@@ -62,15 +62,15 @@ def readme_results(results: pd.DataFrame, differences: pd.DataFrame, figure: str
     return "\n".join(lines)
 
 
-def replace_section(text: str, section: str) -> str:
-    """A README with its section of results exchanged.
+def replace_section(text: str, section: str, start: str = START, end: str = END) -> str:
+    """A README with the section from the line ``start`` to the line ``end`` exchanged.
 
     Raises:
         ValueError: it has no such section.
     """
-    if START not in text or END not in text:
-        raise ValueError(f"README.md lacks the lines {START} and {END}")
-    return text[: text.index(START)] + section + text[text.index(END) + len(END) :]
+    if start not in text or end not in text:
+        raise ValueError(f"README.md lacks the lines {start} and {end}")
+    return text[: text.index(start)] + section + text[text.index(end) + len(end) :]
 
 
 def executed_notebooks(run: Run) -> dict[str, nbformat.NotebookNode]:

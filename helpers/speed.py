@@ -1,4 +1,4 @@
-"""Measures what makes training, encoding and evaluation quick: ``python -m helpers.speed``.
+"""Times training, encoding and evaluation side by side: ``python -m helpers.speed wikipedia``.
 
 Every variant is timed in the same process on the same rows, in turn, round after round, and the
 medians are compared: a busy machine slows all of them alike. Writes ``results/speed.csv`` and the
@@ -230,7 +230,7 @@ def readme_speed(table: pd.DataFrame) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m helpers.speed", description=__doc__)
-    parser.add_argument("preset", nargs="?", default="wikipedia", help="a run with its data made")
+    parser.add_argument("preset", help="a run whose data is made: a preset, or a TOML file")
     options = parser.parse_args(arguments)
     try:
         run = find_run(options.preset, "01_setup")

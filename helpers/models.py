@@ -35,7 +35,7 @@ def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
         device=run.machine.device,
         revision=None if folder else experiment.model_revision,
         prompts={"query": experiment.query_prompt, "document": ""},
-        # On a processor the plain attention trains twice as fast as the fused one.
+        # On a processor the plain attention trains faster than the fused one: results/speed.csv.
         model_kwargs={"attn_implementation": "eager" if run.machine.device == "cpu" else "sdpa"},
     )
     model.max_seq_length = experiment.max_seq_length
@@ -48,7 +48,9 @@ def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
 
 
 def encode_queries(model: SentenceTransformer, texts: Sequence[str], run: Run) -> torch.Tensor:
-    """Embeddings of queries, with the model's query prompt: ``(num_queries, full_dim)``."""
+    """Embeddings of queries, with the model's query prompt: ``(num_queries, full_dim)``, float32,
+    on the processor.
+    """
     return _encode(model.encode_query, texts, run)
 
 
@@ -71,8 +73,8 @@ def _encode(encode, texts: Sequence[str], run: Run) -> torch.Tensor:
 def without_dropout(model: SentenceTransformer) -> SentenceTransformer:
     """Switch dropout off, in place; returns the model.
 
-    In one short epoch it guards against no overfitting, and drawing its random numbers takes
-    a processor about a third of the training time.
+    It guards against overfitting, which one short epoch hardly risks, and drawing its random
+    numbers slows a processor down: ``results/speed.csv`` has by how much.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from helpers.config import PRESETS
+from helpers.config import PRESETS, ROOT
 
 # Tests that may be skipped where CI is set: name, and why.
 ALLOWED_SKIPS: dict[str, str] = {}
@@ -40,6 +42,20 @@ def runs(tmp_path, monkeypatch) -> Path:
     """An empty folder for runs, which this test alone sees."""
     monkeypatch.setenv("MATRYOSHKA_RUNS", str(tmp_path / "runs"))
     return tmp_path / "runs"
+
+
+@pytest.fixture(scope="session")
+def smoke_data(tmp_path_factory) -> Path:
+    """A folder of runs with the smoke preset's data and its base model's embeddings. Copy it."""
+    folder = tmp_path_factory.mktemp("smoke_data")
+    subprocess.run(
+        [sys.executable, "-m", "helpers.run", "smoke", "--until", "03_baseline"],
+        env=os.environ | {"MATRYOSHKA_RUNS": str(folder)},
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    return folder
 
 
 @pytest.fixture

@@ -52,13 +52,15 @@ class Experiment:
         num_dev: Queries that choose (hyper-parameters, checkpoints).
         num_test: Queries that are scored once, at the end.
         max_train: Training rows at most; None for all that are left.
-        num_negatives: Hard negatives of each training row, 0 or 1; mined where the source has
-            none.
+        num_negatives: Hard negatives of each training row; mined where the source has none.
         negative_margin: Share of the positive's similarity by which a mined negative stays below.
         negative_candidates: Most similar passages among which a query's negative is looked for.
         split_seed: Seed of the train/dev/test split.
         matryoshka_dims: Prefix lengths that training optimises, full size first.
         matryoshka_weights: Weight of each of them in the loss.
+        rotate: Whether training starts from embeddings that are rotated so that the first numbers
+            hold the directions in which training passages lie most; the rotation becomes a
+            layer of the model, and is trained with it.
         epochs: Passes over the training rows.
         batch_size: Training rows in one step.
         learning_rate: Peak learning rate of AdamW.
@@ -94,8 +96,9 @@ class Experiment:
     negative_candidates: int = _data(1000)
     split_seed: int = _data(2611)
 
-    matryoshka_dims: tuple[int, ...] = _training((384, 256, 128, 64))
-    matryoshka_weights: tuple[float, ...] = _training((1, 1, 1, 1))
+    matryoshka_dims: tuple[int, ...] = _training((384, 256, 128, 64, 32))
+    matryoshka_weights: tuple[float, ...] = _training((1, 1, 1, 2, 2))
+    rotate: bool = _training(True)
     epochs: int = _training(1)
     batch_size: int = _training(64)
     learning_rate: float = _training(1e-4)
@@ -127,8 +130,6 @@ class Experiment:
         for name in ("seed", "split_seed"):
             if getattr(self, name) >= 2**32:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be below 2**32")
-        if self.num_negatives not in (0, 1):
-            raise ValueError(f"num_negatives is {self.num_negatives}: 0 or 1 is allowed")
         if self.precision not in PRECISIONS:
             raise ValueError(
                 f"precision is {self.precision!r}: allowed are {', '.join(PRECISIONS)}"
@@ -184,6 +185,7 @@ _AT_LEAST = {
     "epochs": 1,
     "batch_size": 2,
     "encode_batch_size": 1,
+    "num_negatives": 0,
     "negative_candidates": 1,
     "evals": 1,
     "split_seed": 0,
@@ -230,8 +232,8 @@ PRESETS = {
         num_dev=1000,
         num_test=2000,
         max_train=50_000,
-        matryoshka_dims=(768, 512, 256, 128, 64),
-        matryoshka_weights=(1, 1, 1, 1, 1),
+        matryoshka_dims=(768, 512, 256, 128, 64, 32),
+        matryoshka_weights=(1, 1, 1, 1, 2, 2),
         learning_rate=2e-5,
         eval_dims=(32, 64, 128, 256, 512),
     ),

@@ -48,7 +48,7 @@ def random_order(full_dim: int, seed: int) -> torch.Tensor:
 
 
 def svd_rotation(embeddings: torch.Tensor) -> torch.Tensor:
-    """The rotation that puts the directions in which embeddings vary most first.
+    """The rotation that puts the directions in which embeddings lie most first: uncentred PCA.
 
     Rotating changes no full-size cosine similarity; it only changes what a prefix holds.
 

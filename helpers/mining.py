@@ -9,7 +9,7 @@ from helpers.device import autocast
 
 
 def mine(rows: Dataset, model: SentenceTransformer, run: Run) -> Dataset:
-    """Give each training row the passage that the model takes for the best wrong answer.
+    """Give each training row the passages that the model takes for the best wrong answers.
 
     Candidates are the positives of the rows alone, so no passage of another split is learned
     from. One that comes within ``negative_margin`` of the positive's similarity, or beyond it, is
@@ -22,7 +22,8 @@ def mine(rows: Dataset, model: SentenceTransformer, run: Run) -> Dataset:
         run: Says how many candidates are looked at, and with which margin.
 
     Returns:
-        Columns ``query``, ``positive`` and ``negative``.
+        Columns ``query``, ``positive`` and ``negative``, or ``negative_1`` and so on where there
+        are several; a row for which fewer are left is dropped.
     """
     experiment = run.experiment
     with autocast(run.machine, run.precision):
@@ -32,6 +33,7 @@ def mine(rows: Dataset, model: SentenceTransformer, run: Run) -> Dataset:
             relative_margin=experiment.negative_margin,
             range_max=experiment.negative_candidates,
             num_negatives=experiment.num_negatives,
+            output_format="triplet" if experiment.num_negatives == 1 else "n-tuple",
             batch_size=experiment.encode_batch_size,
             verbose=False,
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
 from helpers.artifacts import Run
 from helpers.device import autocast
@@ -79,4 +80,31 @@ def without_dropout(model: SentenceTransformer) -> SentenceTransformer:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    return model
+
+
+def with_rotation(model: SentenceTransformer, rotation: torch.Tensor) -> SentenceTransformer:
+    """The model with a last layer that rotates its embeddings; saved and trained with it.
+
+    The layer is a ``Dense`` of sentence-transformers without bias, so a saved model needs nothing
+    of this package to be loaded. It stands before the model's normalisation, where there is one.
+
+    Args:
+        model: Changed in place.
+        rotation: ``(full_dim, full_dim)``; embeddings become ``embeddings @ rotation``.
+
+    Raises:
+        ValueError: the rotation is of another size than the model's embeddings.
+    """
+    dim = model.get_embedding_dimension()
+    if rotation.shape != (dim, dim):
+        raise ValueError(
+            f"rotation has shape {tuple(rotation.shape)}, but embeddings have {dim} numbers: it "
+            f"must be ({dim}, {dim})"
+        )
+    layer = Dense(
+        dim, dim, bias=False, activation_function=None, init_weight=rotation.T.contiguous()
+    ).to(model.device)
+    place = len(model) - isinstance(model[-1], Normalize)
+    model.insert(place, layer)
     return model

@@ -9,52 +9,67 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from sentence_transformers import SentenceTransformer
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
+from sentence_transformers.sentence_transformer.losses import (
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
 from sentence_transformers.sentence_transformer.training_args import (
     BatchSamplers,
     SentenceTransformerTrainingArguments,
 )
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from helpers.artifacts import Run
+from helpers.config import Experiment
 from helpers.metrics import evaluate_truncated
-from helpers.models import encode_passages, encode_queries
+from helpers.models import (
+    encode_passages,
+    encode_queries,
+    load_model,
+    with_rotation,
+    without_dropout,
+)
+from helpers.seeding import seed_everything
 
 
-def checkpoint_folder(run: Run, name: str) -> Path:
+def checkpoint_folder(run: Run, name: str, recipe: Experiment) -> Path:
     """Where the training of ``name`` keeps its checkpoints: one place a configuration."""
-    numbers = json.dumps([run.experiment.up_to("training"), run.precision], sort_keys=True)
+    numbers = json.dumps([recipe.up_to("training"), run.precision], sort_keys=True)
     digest = hashlib.sha256(numbers.encode()).hexdigest()[:8]
     return run.folder / "checkpoints" / f"{name}-{digest}"
 
 
-def training_arguments(run: Run, name: str, num_rows: int) -> SentenceTransformerTrainingArguments:
-    """The experiment's numbers, as the trainer of sentence-transformers takes them.
+def training_arguments(
+    run: Run, name: str, recipe: Experiment, num_rows: int
+) -> SentenceTransformerTrainingArguments:
+    """A recipe's numbers, as the trainer of sentence-transformers takes them.
 
     Args:
-        run: The run whose experiment is trained.
+        run: Says where checkpoints are kept, on which device to train and in which precision.
         name: The model that is trained; its checkpoints are kept under this name.
+        recipe: The numbers.
         num_rows: Training rows.
     """
-    experiment = run.experiment
-    steps = math.ceil(num_rows / experiment.batch_size) * experiment.epochs
+    steps = math.ceil(num_rows / recipe.batch_size) * recipe.epochs
     return SentenceTransformerTrainingArguments(
-        output_dir=str(checkpoint_folder(run, name)),
-        num_train_epochs=experiment.epochs,
-        per_device_train_batch_size=experiment.batch_size,
-        learning_rate=experiment.learning_rate,
-        warmup_steps=experiment.warmup,  # below 1, it is a share of all steps
+        output_dir=str(checkpoint_folder(run, name, recipe)),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=recipe.warmup,  # below 1, it is a share of all steps
         batch_sampler=BatchSamplers.NO_DUPLICATES,  # an equal text in a batch is no negative
-        prompts={"query": experiment.query_prompt} if experiment.query_prompt else None,
-        seed=experiment.seed,
+        prompts={"query": recipe.query_prompt} if recipe.query_prompt else None,
+        seed=recipe.seed,
         bf16=run.precision == "bf16",
         fp16=run.precision == "fp16",
         use_cpu=run.machine.device == "cpu",
         eval_strategy="steps",
-        eval_steps=math.ceil(steps / experiment.evals),
-        save_steps=math.ceil(steps / experiment.evals),
+        eval_steps=math.ceil(steps / recipe.evals),
+        save_steps=math.ceil(steps / recipe.evals),
         save_total_limit=2,
         logging_steps=max(1, steps // 40),
         disable_tqdm=True,  # `Progress` below shows one bar, and lines that stay
@@ -152,6 +167,73 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
+
+
+def start_model(run: Run, recipe: Experiment, rotation: torch.Tensor) -> SentenceTransformer:
+    """The model that a recipe's training starts from: the base model, without dropout.
+
+    Args:
+        run: Names the base model.
+        recipe: Says whether it is rotated.
+        rotation: ``(full_dim, full_dim)``, from the base model's training passages.
+    """
+    model = without_dropout(load_model(run))
+    return with_rotation(model, rotation) if recipe.rotate else model
+
+
+def make_loss(model: SentenceTransformer, recipe: Experiment, **options) -> MatryoshkaLoss:
+    """The ranking loss, once for each of the recipe's prefix lengths, weighted and added up.
+
+    Args:
+        model: The model that is trained.
+        recipe: ``scale``, ``matryoshka_dims`` and ``matryoshka_weights``. Full size alone makes
+            this the plain ranking loss.
+        options: Handed on to ``MultipleNegativesRankingLoss``.
+    """
+    return MatryoshkaLoss(
+        model,
+        MultipleNegativesRankingLoss(model, scale=recipe.scale, **options),
+        matryoshka_dims=recipe.matryoshka_dims,
+        matryoshka_weights=recipe.matryoshka_weights,
+    )
+
+
+def train(
+    run: Run,
+    name: str,
+    model: SentenceTransformer,
+    rows: Dataset,
+    dev_scores: SentenceEvaluator,
+    recipe: Experiment,
+    loss: torch.nn.Module | None = None,
+) -> None:
+    """Train a model and save it in the run as ``name``, with the log of its training.
+
+    Interrupted, the same call goes on from the last checkpoint, and ends with the same weights.
+
+    Args:
+        run: Where the model is saved.
+        name: What it is called there.
+        model: The untrained one.
+        rows: Columns ``query``, ``positive`` and, where there are some, ``negative``.
+        dev_scores: What is scored while it trains.
+        recipe: The numbers of the training.
+        loss: In place of :func:`make_loss`'s.
+    """
+    seed_everything(recipe.seed)
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=training_arguments(run, name, recipe, len(rows)),
+        train_dataset=rows,
+        loss=loss or make_loss(model, recipe),
+        evaluator=dev_scores,
+        callbacks=[Progress()],
+    )
+    trainer.remove_callback(PrinterCallback)  # `Progress` says it in fewer words
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
+    run.save(f"{name}_log.csv", training_log(trainer), stage="training")
+    run.save(name, model, stage="training")
+    shutil.rmtree(trainer.args.output_dir)
 
 
 def is_trained(run: Run, name: str) -> bool:

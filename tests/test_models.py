@@ -3,12 +3,15 @@ import dataclasses
 import pytest
 import torch
 from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
 from helpers import device
 from helpers.artifacts import open_run
+from helpers.controls import svd_rotation
 from helpers.device import Machine, autocast, probe
 from helpers.mining import mine
-from helpers.models import encode_passages, encode_queries, load_model
+from helpers.models import encode_passages, encode_queries, load_model, with_rotation
 
 
 @pytest.fixture
@@ -123,3 +126,45 @@ def test_a_wide_margin_drops_rows_rather_than_taking_a_close_one(run):
     rows = Dataset.from_dict({"query": TEXTS, "positive": TEXTS})
     mined = mine(rows, load_model(run), with_changes(run, negative_margin=0.99))
     assert len(mined) < len(rows)
+
+
+FIVE = ["a text", "another one", "something about tea", "the sea is deep", "war and peace"]
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_a_rotation_becomes_a_layer_and_keeps_full_size_similarities(run, normalised, tmp_path):
+    run = with_changes(run, precision="float32")
+    model = load_model(run)
+    if not normalised:
+        del model[-1]
+    before = encode_passages(model, FIVE, run)
+    rotation = torch.linalg.qr(torch.randn(384, 384))[0]
+    after = encode_passages(with_rotation(model, rotation), FIVE, run)
+    assert torch.allclose(after, before @ rotation, atol=1e-5)
+    assert isinstance(model[-1], Normalize if normalised else Dense)
+    model.save(str(tmp_path / "rotated"))
+    again = SentenceTransformer(str(tmp_path / "rotated"), truncate_dim=64, device="cpu")
+    assert torch.allclose(torch.tensor(again.encode(FIVE)), after[:, :64], atol=1e-5)
+
+
+def test_a_rotated_model_puts_what_varies_most_first(run):
+    run = with_changes(run, precision="float32")
+    rotation = svd_rotation(encode_passages(load_model(run), FIVE, run))
+    rotated = encode_passages(with_rotation(load_model(run), rotation), FIVE, run)
+    lengths = rotated.pow(2).sum(dim=0)[: len(FIVE)]
+    assert lengths.tolist() == sorted(lengths.tolist(), reverse=True)
+
+
+def test_a_rotation_of_another_size_is_refused(run):
+    with pytest.raises(ValueError, match=r"rotation has shape \(64, 64\).*must be \(384, 384\)"):
+        with_rotation(load_model(run), torch.eye(64))
+
+
+def test_several_negatives_are_columns_of_their_own(run):
+    rows = Dataset.from_dict(
+        {"query": ["tea", "war", "sea", "law"], "positive": ["hot tea", "a war", "a sea", "a law"]}
+    )
+    found = mine(rows, load_model(run), with_changes(run, num_negatives=2, negative_margin=0.0))
+    assert found.column_names == ["query", "positive", "negative_1", "negative_2"]
+    for row in found:
+        assert len({row["positive"], row["negative_1"], row["negative_2"]}) == 3

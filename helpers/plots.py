@@ -19,8 +19,13 @@ STYLE = {
     "base_rotated": ("base, rotated", "#E69F00", "--"),
     "mnrl": ("plain MNRL", "#56B4E9", "-"),
     "mnrl_rotated": ("plain MNRL, rotated", "#0072B2", "--"),
-    "matryoshka": ("Matryoshka", "#D55E00", "-"),
-    "matryoshka_rotated": ("Matryoshka, rotated", "#D55E00", "--"),
+    "mnrl_rotated_first": ("plain MNRL, rotated before", "#0072B2", ":"),
+    "matryoshka": ("standard Matryoshka", "#009E73", "-"),
+    "matryoshka_rotated": ("standard Matryoshka, rotated", "#009E73", "--"),
+    "matryoshka_short": ("standard + a shorter prefix", "#009E73", ":"),
+    "matryoshka_weighted": ("+ weight on short prefixes", "#009E73", "-."),
+    "only_64": ("trained at one short size", "#CC79A7", "-."),
+    "tuned": ("tuned Matryoshka", "#D55E00", "-"),
 }
 MODELS = tuple(STYLE)
 
@@ -91,16 +96,52 @@ def plot_scores(scores: pd.DataFrame, metric: str) -> Figure:
     right.set_title("Share of its own full-size score, %")
     dims = sorted(scores["dim"].dropna().astype(int).unique())
     for axes in (left, right):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(dims, [str(dim) for dim in dims])
-        axes.minorticks_off()
-        axes.invert_xaxis()  # from left to right, more is cut, and the lines come apart
-        axes.set_xlabel("dimensions kept")
+        _dimension_axis(axes, dims)
     left.set_ylim(0, 1)
     right.set_ylim(0, 104)
     _label_ends(left, ends)
     figure.tight_layout()
     return figure
+
+
+def plot_intervals(intervals: pd.DataFrame, metric: str) -> Figure:
+    """Score against dimension with the 95% interval of each score as a bar.
+
+    Args:
+        intervals: Columns ``recipe``, ``dim``, ``mean``, ``low`` and ``high``; a recipe without
+            dimensions (BM25) has one row with a missing ``dim``.
+        metric: What the scores are.
+    """
+    figure, axes = plt.subplots(figsize=(8.5, 5))
+    ends = {}
+    present = [name for name in MODELS if name in set(intervals["recipe"])]
+    for number, name in enumerate(present):
+        label, colour, line = STYLE[name]
+        rows = intervals[intervals["recipe"] == name].sort_values("dim")
+        ends[label] = (rows["mean"].iloc[0], colour)
+        if rows["dim"].isna().any():
+            axes.axhline(rows["mean"].iloc[0], color=colour, linestyle=line)
+            continue
+        # Side by side, so that no bar hides another.
+        places = rows["dim"].astype(float) * 2 ** (0.02 * (number - len(present) / 2))
+        errors = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
+        style = {"color": colour, "linestyle": line, "marker": "o", "markersize": 3}
+        axes.errorbar(places, rows["mean"], yerr=errors, elinewidth=1.2, **style)
+    dims = sorted(intervals["dim"].dropna().astype(int).unique())
+    _dimension_axis(axes, dims)
+    axes.set_ylim(0, 1)
+    axes.set_title(metric_name(metric))
+    _label_ends(axes, ends)
+    figure.tight_layout()
+    return figure
+
+
+def _dimension_axis(axes: Axes, dims: list[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(dims, [str(dim) for dim in dims])
+    axes.minorticks_off()
+    axes.invert_xaxis()  # from left to right, more is cut, and the lines come apart
+    axes.set_xlabel("dimensions kept")
 
 
 def metric_name(metric: str) -> str:
@@ -149,16 +190,16 @@ def score_table(scores: pd.DataFrame, metric: str) -> "pd.io.formats.style.Style
 
 
 def before_after_frame(scores: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """The base and the Matryoshka model, and their difference: rows metric and model.
+    """The base and the tuned model, and their difference: rows metric and model.
 
     Args:
-        scores: As for :func:`plot_scores`, with the models ``base`` and ``matryoshka``.
+        scores: As for :func:`plot_scores`, with the models ``base`` and ``tuned``.
         metrics: The columns to show.
     """
     blocks = {}
     for metric in metrics:
         wide = wide_scores(scores, metric)
-        names = {"before": STYLE["base"][0], "after": STYLE["matryoshka"][0]}
+        names = {"before": STYLE["base"][0], "after": STYLE["tuned"][0]}
         block = wide.loc[list(names.values())].set_axis([*names], axis=0)
         block.loc["difference"] = block.loc["after"] - block.loc["before"]
         blocks[metric_name(metric)] = block
@@ -195,6 +236,40 @@ def difference_table(differences: pd.DataFrame, metric: str) -> "pd.io.formats.s
         .set_caption(f"{metric_name(metric)}, after minus before")
         .hide()
     )
+
+
+def seeds_frame(differences: pd.DataFrame) -> pd.DataFrame:
+    """Paired differences of several training seeds, one row for each pair of methods.
+
+    Args:
+        differences: Columns ``before``, ``before_dim``, ``after``, ``after_dim``, ``seed``,
+            ``mean``, ``low``, ``high`` and ``p_value``.
+
+    Returns:
+        Columns ``before``, ``after``, ``mean`` over the seeds, ``min`` and ``max`` of them, and
+        in how many seeds the whole interval lies above zero (``gains``) or below (``losses``).
+    """
+    rows = []
+    keys = ["before", "before_dim", "after", "after_dim"]
+    for (before, before_dim, after, after_dim), part in differences.groupby(keys, sort=False):
+        rows.append(
+            {
+                "before": f"{STYLE[before][0]} at {before_dim}",
+                "after": f"{STYLE[after][0]} at {after_dim}",
+                "mean": part["mean"].mean(),
+                "min": part["mean"].min(),
+                "max": part["mean"].max(),
+                "gains": f"{(part['low'] > 0).sum()} of {len(part)}",
+                "losses": f"{(part['high'] < 0).sum()} of {len(part)}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def seeds_table(differences: pd.DataFrame) -> "pd.io.formats.style.Styler":
+    """:func:`seeds_frame` for display: differences with a sign."""
+    frame = seeds_frame(differences)
+    return frame.style.format("{:+.3f}", subset=["mean", "min", "max"]).hide()
 
 
 def difference_sentences(differences: pd.DataFrame, metric: str) -> list[str]:

@@ -15,8 +15,11 @@ from helpers.plots import (
     difference_table,
     markdown_table,
     metric_name,
+    plot_intervals,
     plot_scores,
     score_table,
+    seeds_frame,
+    seeds_table,
     show,
     wide_scores,
 )
@@ -29,15 +32,15 @@ ROWS = [
     ("mnrl", 384, 0.8, 0.85),
     ("mnrl_rotated", 64, 0.6, 0.7),
     ("mnrl_rotated", 384, 0.8, 0.85),
-    ("matryoshka", 64, 0.4, 0.9),
-    ("matryoshka", 384, 0.8, 0.95),
+    ("tuned", 64, 0.4, 0.9),
+    ("tuned", 384, 0.8, 0.95),
 ]
 SCORES = pd.DataFrame(ROWS, columns=["model", "dim", "mrr@10", "recall@10"])
 DIFFERENCES = pd.DataFrame(
     [
-        ("mnrl", "matryoshka", 64, 0.02, 0.01, 0.03, 0.0),
-        ("mnrl", "matryoshka", 384, -0.001, -0.01, 0.01, 0.8),
-        ("mnrl_rotated", "matryoshka", 64, -0.03, -0.04, -0.02, 0.01),
+        ("mnrl", "tuned", 64, 0.02, 0.01, 0.03, 0.0),
+        ("mnrl", "tuned", 384, -0.001, -0.01, 0.01, 0.8),
+        ("mnrl_rotated", "tuned", 64, -0.03, -0.04, -0.02, 0.01),
     ],
     columns=["before", "after", "dim", "mean", "low", "high", "p_value"],
 )
@@ -66,9 +69,9 @@ def test_the_figure_draws_scores_and_their_share_of_full_size():
     figure = plot_scores(SCORES, "mrr@10")
     left, right = figure.axes
     drawn = {line.get_color(): line for line in left.lines if len(line.get_xdata()) == 2}
-    assert drawn[STYLE["matryoshka"][1]].get_xydata().tolist()[0] == [64, 0.4]
+    assert drawn[STYLE["tuned"][1]].get_xydata().tolist()[0] == [64, 0.4]
     shares = {line.get_color(): line.get_ydata().tolist() for line in right.lines}
-    assert shares[STYLE["matryoshka"][1]] == pytest.approx([50, 100])
+    assert shares[STYLE["tuned"][1]] == pytest.approx([50, 100])
     assert shares[STYLE["base"][1]] == pytest.approx([40, 100])
     names = {text.get_text() for text in left.texts}
     assert names == {STYLE[model][0] for model in SCORES["model"].unique()}
@@ -105,9 +108,11 @@ def test_score_table_shows_three_decimals():
 
 def test_differences_are_said_as_they_are():
     assert difference_sentences(DIFFERENCES, "mrr@10") == [
-        "MRR@10 at 64: Matryoshka gains 0.020 against plain MNRL (+0.010 to +0.030).",
-        "MRR@10 at 384: no difference seen between Matryoshka and plain MNRL (-0.010 to +0.010).",
-        "MRR@10 at 64: Matryoshka loses 0.030 against plain MNRL, rotated (-0.040 to -0.020).",
+        "MRR@10 at 64: tuned Matryoshka gains 0.020 against plain MNRL (+0.010 to +0.030).",
+        "MRR@10 at 384: no difference seen between tuned Matryoshka and plain MNRL "
+        "(-0.010 to +0.010).",
+        "MRR@10 at 64: tuned Matryoshka loses 0.030 against plain MNRL, rotated "
+        "(-0.040 to -0.020).",
     ]
     html = difference_table(DIFFERENCES, "mrr@10").to_html()
     assert html.count("font-weight: bold") == 1  # one rule, for the two that are seen
@@ -131,8 +136,8 @@ def test_the_card_shows_both_metrics_the_controls_and_how_to_load(runs):
         "truncate_dim=64",
         "| MRR@10 |",
         "| Recall@10 |",
-        "| Matryoshka | 0.400 |",
-        "| Matryoshka | **0.900** |",
+        "| tuned Matryoshka | 0.400 |",
+        "| tuned Matryoshka | **0.900** |",
         "| plain MNRL, rotated |",
         "CC BY-SA 4.0",
         run.id,
@@ -140,3 +145,39 @@ def test_the_card_shows_both_metrics_the_controls_and_how_to_load(runs):
         "No prompt is needed",
     ):
         assert part in card
+
+
+def test_seeds_are_counted_where_the_interval_leaves_out_zero():
+    rows = [
+        ("mnrl", 64, "tuned", 64, 0, 0.02, 0.01, 0.03, 0.0),
+        ("mnrl", 64, "tuned", 64, 1, 0.01, -0.01, 0.03, 0.3),
+        ("mnrl", 64, "tuned", 64, 2, -0.03, -0.04, -0.02, 0.0),
+        ("base", 384, "tuned", 32, 0, 0.1, 0.05, 0.15, 0.0),
+    ]
+    names = ["before", "before_dim", "after", "after_dim", "seed", "mean", "low", "high", "p_value"]
+    differences = pd.DataFrame(rows, columns=names)
+    first, second = seeds_frame(differences).to_dict("records")
+    assert (first["before"], first["after"]) == ("plain MNRL at 64", "tuned Matryoshka at 64")
+    assert first["mean"] == pytest.approx(0.0)
+    assert (first["min"], first["max"]) == (-0.03, 0.02)
+    assert (first["gains"], first["losses"]) == ("1 of 3", "1 of 3")
+    assert (second["before"], second["gains"]) == ("base at 384", "1 of 1")
+    assert "+0.100" in seeds_table(differences).to_html()
+
+
+def test_intervals_are_drawn_where_they_are():
+    frame = pd.DataFrame(
+        [
+            ("bm25", None, 0.6, 0.5, 0.7),
+            ("tuned", 64, 0.5, 0.4, 0.7),
+            ("tuned", 384, 0.8, 0.7, 0.9),
+        ],
+        columns=["recipe", "dim", "mean", "low", "high"],
+    )
+    (axes,) = plot_intervals(frame, "mrr@10").axes
+    bars = axes.containers[0][2][0].get_segments()
+    assert [segment[:, 1].tolist() for segment in bars] == [
+        pytest.approx([0.4, 0.7]),
+        pytest.approx([0.7, 0.9]),
+    ]
+    assert {text.get_text() for text in axes.texts} == {"BM25, words only", "tuned Matryoshka"}

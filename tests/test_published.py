@@ -110,8 +110,7 @@ def test_the_results_are_complete():
         "base_rotated",
         "mnrl",
         "mnrl_rotated",
-        "matryoshka",
-        "matryoshka_rotated",
+        "tuned",
     ):
         assert set(RESULTS.loc[RESULTS["model"] == model, "dim"]) == dims
     assert RESULTS.loc[RESULTS["model"] == "bm25", "dim"].isna().all()
@@ -137,7 +136,7 @@ def test_the_readme_shows_the_results():
 
 def test_64_dimensions_after_beat_full_size_before():
     score = RESULTS.set_index(["model", "dim"])["mrr@10"]
-    assert score["matryoshka", 64] > score["base", 384]
+    assert score["tuned", 64] > score["base", 384]
 
 
 def finished(tmp_path, runs):

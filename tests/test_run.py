@@ -98,7 +98,7 @@ def test_a_finished_run_prints_the_tables_and_where_things_lie(runs, monkeypatch
     monkeypatch.setattr(
         runner, "run_notebook", lambda source, target, preset: seen.append((source.stem, preset))
     )
-    rows = [(m, d, 0.25 + d / 1000, 0.5) for m in ("base", "matryoshka") for d in (64, 384)]
+    rows = [(m, d, 0.25 + d / 1000, 0.5) for m in ("base", "tuned") for d in (64, 384)]
     results = pd.DataFrame(rows, columns=["model", "dim", "mrr@10", "recall@10"])
     run = open_run("smoke", "05_evaluation", quiet=True)
     run.save("results.csv", results.assign(num_queries=80), "evaluation")

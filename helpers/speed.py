@@ -1,16 +1,20 @@
 """Times training, encoding and evaluation side by side: ``python -m helpers.speed wikipedia``.
 
 Every variant is timed in the same process on the same rows, in turn, round after round, and the
-medians are compared: a busy machine slows all of them alike. Writes ``results/speed.csv`` and the
-README's table of it.
+medians are compared: a busy machine slows all of them alike. What a whole epoch takes and reaches
+is read from ``results/recipes.csv``, which ``python -m helpers.study`` writes. Writes
+``results/speed.csv`` and the README's table of it.
 """
 
 import argparse
 import dataclasses
+import itertools
+import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -20,20 +24,19 @@ from sentence_transformers.sentence_transformer.evaluation import (
     InformationRetrievalEvaluator,
     SequentialEvaluator,
 )
-from sentence_transformers.sentence_transformer.losses import (
-    MatryoshkaLoss,
-    MultipleNegativesRankingLoss,
-)
 from sentence_transformers.util import batch_to_device
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils.logging import disable_progress_bar
 
 from helpers.artifacts import ArtifactError, Run, find_run, short, versions
 from helpers.config import ROOT
-from helpers.device import autocast
+from helpers.device import DTYPES, autocast, device
 from helpers.metrics import evaluate_truncated
 from helpers.models import encode_passages, encode_queries, load_model, without_dropout
+from helpers.plots import metric_name
 from helpers.publish import replace_section
 from helpers.seeding import seed_everything
+from helpers.training import make_loss
 from helpers.triplets import load_data
 
 ROUNDS = 5
@@ -81,34 +84,49 @@ def training_variants(run: Run) -> list[Variant]:
     ]
 
 
-def training_step(variant: Variant, run: Run) -> Callable[[pd.DataFrame], None]:
-    """A function that takes training rows through forward, backward and the optimizer."""
-    experiment = run.experiment
-    model = load_model(run)
-    model.max_seq_length = variant.max_seq_length
-    model[0].auto_model.set_attn_implementation(variant.attention)
-    if not variant.dropout:
-        without_dropout(model)
-    model.train()
-    loss = MatryoshkaLoss(
-        model,
-        MultipleNegativesRankingLoss(model, scale=experiment.scale),
-        matryoshka_dims=experiment.matryoshka_dims,
-        matryoshka_weights=experiment.matryoshka_weights,
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=experiment.learning_rate)
+class TrainingStep:
+    """Takes training rows through forward, backward and the optimizer, batch by batch.
 
-    def step(rows: pd.DataFrame) -> None:
-        for start in range(0, len(rows), variant.batch_size):
-            part = rows.iloc[start : start + variant.batch_size]
-            columns = [model.preprocess(part[name].tolist()) for name in part]
-            with autocast(run.machine, variant.precision):
-                value = loss([batch_to_device(c, model.device) for c in columns], labels=None)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
+    Args:
+        variant: How to train.
+        run: The model and its recipe.
+        one_forward: Whether positives and negatives go through the model together; the loss is
+            the same.
+    """
 
-    return step
+    def __init__(self, variant: Variant, run: Run, one_forward: bool = False):
+        self.variant, self.run, self.one_forward = variant, run, one_forward
+        self.model = load_model(run)
+        self.model.max_seq_length = variant.max_seq_length
+        self.model[0].auto_model.set_attn_implementation(variant.attention)
+        if not variant.dropout:
+            without_dropout(self.model)
+        self.model.train()
+        self.loss = make_loss(self.model, run.experiment)
+        rate = run.experiment.learning_rate
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate)
+
+    def batches(self, rows: pd.DataFrame) -> Iterator[list[dict]]:
+        """The tokenised columns of each batch."""
+        for start in range(0, len(rows), self.variant.batch_size):
+            part = rows.iloc[start : start + self.variant.batch_size]
+            texts = [part[name].tolist() for name in part]
+            if self.one_forward:
+                texts = [texts[0], list(itertools.chain(*texts[1:]))]
+            yield [self.model.preprocess(column) for column in texts]
+
+    def learn(self, columns: list[dict]) -> None:
+        """One step on one batch."""
+        columns = [batch_to_device(dict(column), self.model.device) for column in columns]
+        with autocast(self.run.machine, self.variant.precision):
+            value = self.loss(columns, labels=None)
+        self.optimizer.zero_grad()
+        value.backward()
+        self.optimizer.step()
+
+    def __call__(self, rows: pd.DataFrame) -> None:
+        for columns in self.batches(rows):
+            self.learn(columns)
 
 
 def medians(actions: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
@@ -140,15 +158,88 @@ def rates(job: str, seconds: dict[str, float], amount: float, unit: str, stock: 
     ]
 
 
+def matrix_rate(precision: str, size: int = 2048) -> float:
+    """Operations a second of a large matrix product on this machine's processor or GPU."""
+    dtype = DTYPES.get(precision, torch.float32)
+    matrix = torch.ones(size, size, dtype=dtype, device=device())
+    seconds = medians({"product": lambda: matrix @ matrix}, rounds=3 * ROUNDS)["product"]
+    return 2 * size**3 / seconds
+
+
+def share(job: str, action: Callable[[], object], seconds: float, run: Run) -> dict:
+    """A row of the table: the share of the matrix rate that an action reaches, in percent.
+
+    Operations are counted by torch; those of padding are among them.
+    """
+    with FlopCounterMode(display=False) as counter:
+        action()
+    reached = counter.get_total_flops() / seconds / matrix_rate(run.precision)
+    name = f"share of the {run.precision} matrix rate"
+    return {"job": job, "variant": name, "value": 100 * reached, "unit": "%"}
+
+
 def time_training(run: Run) -> list[dict]:
     """Training rows a second, with Matryoshka and one hard negative a row."""
     frame = run.load("triplets.parquet", "data", "02_data")
     rows = frame.sample(run.experiment.batch_size, random_state=run.experiment.seed)
     actions = {}
     for variant in training_variants(run):
-        step = training_step(variant, run)
-        actions[variant.name] = lambda step=step: step(rows)
-    return rates("training", medians(actions), len(rows), "rows/s", "stock")
+        actions[variant.name] = partial(TrainingStep(variant, run), rows)
+    seconds = medians(actions)
+    ours = variant.name
+    table = rates("training", seconds, len(rows), "rows/s", "stock")
+    return [*table, share("training", actions[ours], seconds[ours], run)]
+
+
+def time_batching(run: Run, num_batches: int = 4) -> list[dict]:
+    """Training rows a second when batches are put together otherwise."""
+    frame = run.load("triplets.parquet", "data", "02_data")
+    size = run.experiment.batch_size
+    rows = frame.sample(min(num_batches * size, len(frame)), random_state=run.experiment.seed)
+    ordered = rows.loc[rows["positive"].str.len().sort_values().index]
+    variant = training_variants(run)[-1]
+    step, together = (TrainingStep(variant, run, one_forward=flag) for flag in (False, True))
+    tokenised = list(step.batches(rows))
+    stock = "as the trainer does it"
+    actions = {
+        stock: lambda: step(rows),
+        "tokenised ahead, by a loader that costs nothing": lambda: [*map(step.learn, tokenised)],
+        "texts of like length in a batch": lambda: step(ordered),
+        "positives and negatives in one forward": lambda: together(rows),
+    }
+    return rates("batching", medians(actions), len(rows), "rows/s", stock)
+
+
+def whole_epochs(run: Run) -> list[dict]:
+    """What an epoch took, and what dev scored after it, by the study: the article's and ours.
+
+    Raises:
+        ArtifactError: the study has not been run.
+    """
+    path = ROOT / "results" / "recipes.csv"
+    about = path.with_suffix(".json")
+    known = json.loads(about.read_text(encoding="utf-8"))["preset"] if about.is_file() else None
+    if known != run.experiment.name:
+        what = f"is of {known}" if known else "is missing"
+        raise ArtifactError(f"{short(path)} {what}; make it: python -m helpers.study {run.choice}")
+    table = pd.read_csv(path)
+    experiment = run.experiment
+    found = table[
+        (table["split"] == "dev") & (table["seed"] == 0) & (table["dim"] == experiment.small_dim)
+    ].set_index("recipe")
+    names = {"article": "batches of 16, 256 tokens, float32", "tuned": "this series"}
+    score = f"mrr@{experiment.k}"
+    epochs = {label: found.loc[name] for name, label in names.items()}
+    first = epochs[names["article"]]
+    rows = []
+    for label, row in epochs.items():
+        rate = row["num_rows"] / row["train_seconds"]
+        ratio = rate * first["train_seconds"] / first["num_rows"]
+        rows.append(("whole epoch", label, rate, "rows/s", ratio))
+    for label, row in epochs.items():
+        job = f"dev {metric_name(score)} at {experiment.small_dim} after it"
+        rows.append((job, label, row[score], metric_name(score), row[score] / first[score]))
+    return [dict(zip(COLUMNS, row, strict=False)) for row in rows]
 
 
 def time_encoding(run: Run, num_passages: int = 512) -> list[dict]:
@@ -166,7 +257,10 @@ def time_encoding(run: Run, num_passages: int = 512) -> list[dict]:
         ),
         f"and {run.precision}: this series": lambda: encode_passages(model, passages, run),
     }
-    return rates("encoding", medians(actions), len(passages), "passages/s", "stock")
+    seconds = medians(actions)
+    ours = [*actions][-1]
+    table = rates("encoding", seconds, len(passages), "passages/s", "stock")
+    return [*table, share("encoding", actions[ours], seconds[ours], run)]
 
 
 def time_evaluation(run: Run, num_queries: int = 200, num_passages: int = 600) -> list[dict]:
@@ -221,10 +315,16 @@ def readme_speed(table: pd.DataFrame) -> str:
     """The README's section of speed, as Markdown."""
     lines = [START, "| job | variant | rate | times stock |", "| --- | --- | ---: | ---: |"]
     lines += [
-        f"| {row.job} | {row.variant} | {row.value:.1f} {row.unit} | {row.ratio_to_stock:.1f} |"
+        f"| {row.job} | {row.variant} | {row.value:.3g} {row.unit} | "
+        + ("|" if pd.isna(row.ratio_to_stock) else f"{row.ratio_to_stock:.2f} |")
         for row in table.itertuples()
     ]
-    lines += ["", f"Medians of {ROUNDS}, by `python -m helpers.speed`, on: {table['machine'][0]}."]
+    lines += [
+        "",
+        "Where no variant is called stock, the first of its job counts as stock. A whole epoch was "
+        f"timed once, by the study; the others are medians of {ROUNDS}, by "
+        f"`python -m helpers.speed`, on: {table['machine'][0]}.",
+    ]
     return "\n".join([*lines, END])
 
 
@@ -236,7 +336,8 @@ def main(arguments: list[str] | None = None) -> int:
         run = find_run(options.preset, "01_setup")
         seed_everything(run.experiment.seed)
         disable_progress_bar()
-        rows = [row for job in (time_training, time_encoding, time_evaluation) for row in job(run)]
+        jobs = (whole_epochs, time_training, time_batching, time_encoding, time_evaluation)
+        rows = [row for job in jobs for row in job(run)]
     except (ArtifactError, ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,25 +1,30 @@
 """The speed script: what it computes from times. Nothing is timed here."""
 
+import dataclasses
 import itertools
+import json
 from collections import Counter
 
 import pandas as pd
 import pytest
+import torch
 
 from helpers import speed
-from helpers.artifacts import open_run
+from helpers.artifacts import ArtifactError, open_run
 from helpers.config import PRESETS, ROOT
 from helpers.speed import (
     COLUMNS,
     END,
     START,
+    TrainingStep,
     main,
     medians,
     rates,
     readme_speed,
+    share,
     time_evaluation,
-    training_step,
     training_variants,
+    whole_epochs,
 )
 from helpers.triplets import clean_rows, collect, stream_rows
 
@@ -70,16 +75,10 @@ def test_variants_change_one_thing_at_a_time(run):
 
 def test_a_training_step_trains(run):
     rows = pd.DataFrame({"query": ["tea", "war"], "positive": ["about tea", "about war"]})
-    models = []
-    load = speed.load_model
-    speed.load_model = lambda run: models.append(load(run)) or models[-1]
-    try:
-        step = training_step(training_variants(run)[-1], run)
-    finally:
-        speed.load_model = load
-    before = [weight.clone() for weight in models[0].parameters()]
+    step = TrainingStep(training_variants(run)[-1], run)
+    before = [weight.clone() for weight in step.model.parameters()]
     step(rows)
-    after = list(models[0].parameters())
+    after = list(step.model.parameters())
     assert any(not a.equal(b) for a, b in zip(after, before, strict=True))
 
 
@@ -92,6 +91,48 @@ def test_one_encoding_scores_as_the_stock_evaluators_do(run, monkeypatch):
     assert [row["variant"] for row in rows] == ["stock", "one encoding: this series"]
 
 
+def test_positives_and_negatives_in_one_forward_have_the_same_loss(run):
+    rows = pd.DataFrame({"query": ["a", "b"], "positive": ["c", "d"], "negative": ["e", "f"]})
+    variant = dataclasses.replace(training_variants(run)[-1], precision="float32")
+    steps = [TrainingStep(variant, run, one_forward) for one_forward in (False, True)]
+    apart, together = (list(step.batches(rows)) for step in steps)
+    assert [len(columns) for columns in (apart[0], together[0])] == [3, 2]
+    losses = [steps[0].loss(batch[0], labels=None).item() for batch in (apart, together)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_share_of_the_matrix_rate_counts_what_is_multiplied(run, monkeypatch):
+    monkeypatch.setattr(speed, "matrix_rate", lambda precision: 1000.0)
+    matrix = torch.ones(10, 10)
+    row = share("encoding", lambda: matrix @ matrix, seconds=4.0, run=run)
+    assert row["value"] == pytest.approx(100 * 2 * 10**3 / 4 / 1000)
+    assert row["job"] == "encoding"
+
+
+def test_whole_epochs_are_read_from_the_study(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(speed, "ROOT", tmp_path)
+    with pytest.raises(ArtifactError, match=r"recipes\.csv is missing.*helpers\.study smoke"):
+        whole_epochs(run)
+    rows = [
+        ("article", 0, "dev", 64, 0.5, 100.0, 1000),
+        ("tuned", 0, "dev", 64, 0.6, 10.0, 1000),
+        ("tuned", 0, "dev", 384, 0.9, 10.0, 1000),
+        ("tuned", 1, "dev", 64, 0.9, 1.0, 1000),
+        ("tuned", 0, "test", 64, 0.9, 1.0, 1000),
+    ]
+    columns = ["recipe", "seed", "split", "dim", "mrr@10", "train_seconds", "num_rows"]
+    (tmp_path / "results").mkdir()
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "results" / "recipes.csv", index=False)
+    about = tmp_path / "results" / "recipes.json"
+    about.write_text(json.dumps({"preset": "another"}))
+    with pytest.raises(ArtifactError, match=r"recipes\.csv is of another"):
+        whole_epochs(run)
+    about.write_text(json.dumps({"preset": "smoke"}))
+    found = whole_epochs(run)
+    assert [row["value"] for row in found] == [10, 100, 0.5, 0.6]
+    assert [row["ratio_to_stock"] for row in found] == pytest.approx([1, 10, 1, 1.2])
+
+
 def test_a_run_without_data_is_refused_with_what_to_do(runs, capsys):
     open_run("smoke", "01_setup", quiet=True)
     assert main(["smoke"]) == 1
@@ -101,6 +142,7 @@ def test_a_run_without_data_is_refused_with_what_to_do(runs, capsys):
 def test_the_readme_shows_the_table():
     table = pd.read_csv(ROOT / "results" / "speed.csv")
     assert list(table.columns) == COLUMNS
-    assert set(table["job"]) == {"training", "encoding", "evaluating 5 sizes"}
+    jobs = {"whole epoch", "training", "batching", "encoding", "evaluating 5 sizes"}
+    assert jobs <= set(table["job"])
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text[text.index(START) : text.index(END) + len(END)] == readme_speed(table)

@@ -334,6 +334,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         run = find_run(options.preset, "01_setup")
+        load_data(run)  # what is missing is said now, not after minutes of timing
         seed_everything(run.experiment.seed)
         disable_progress_bar()
         jobs = (whole_epochs, time_training, time_batching, time_encoding, time_evaluation)

@@ -84,7 +84,7 @@ def aims(scores: pd.DataFrame, differences: pd.DataFrame, small: int, full: int)
             share >= 0.98,
         ),
         (
-            f"at {small}, beat the rotated control by .03 in each seed, p < .01",
+            f"at {small}, beat the rotated control by .03 in each seed, p below .01",
             ", ".join(f"{mean:+.3f}" for mean in rotated["mean"]),
             all_seeds(rotated, (rotated["mean"] >= 0.03) & (rotated["p_value"] < 0.01)),
         ),

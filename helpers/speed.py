@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils.logging import disable_progress_bar
 
 from helpers.artifacts import ArtifactError, Run, find_run, short, versions
+from helpers.collection import load_data
 from helpers.config import ROOT
 from helpers.device import DTYPES, autocast, device
 from helpers.metrics import evaluate_truncated
@@ -37,7 +38,6 @@ from helpers.plots import metric_name
 from helpers.publish import replace_section
 from helpers.seeding import seed_everything
 from helpers.training import make_loss
-from helpers.triplets import load_data
 
 ROUNDS = 5
 # Tokens that all-MiniLM-L6-v2 reads unless told otherwise.

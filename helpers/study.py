@@ -25,6 +25,7 @@ from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import disable_progress_bar
 
 from helpers.artifacts import ArtifactError, Run, find_run, short, versions
+from helpers.collection import RetrievalData, load_data
 from helpers.config import ROOT, Experiment
 from helpers.controls import bm25_ranking, svd_rotation
 from helpers.metrics import evaluate_ranking, evaluate_truncated, prefix
@@ -36,7 +37,6 @@ from helpers.recipes import aims, recipe
 from helpers.significance import mean_interval, paired_difference
 from helpers.training import DevScores, is_trained, make_loss, start_model, train
 from helpers.transfer import VERSION, operations_collection
-from helpers.triplets import RetrievalData, load_data
 
 SEEDS = (0, 1, 2)
 NAMED = ("mnrl", "only_64", "matryoshka", "tuned")

@@ -27,6 +27,7 @@ from helpers.artifacts import Run
 from helpers.config import Experiment
 from helpers.metrics import evaluate_truncated
 from helpers.models import (
+    column_prompts,
     encode_passages,
     encode_queries,
     load_model,
@@ -44,7 +45,11 @@ def checkpoint_folder(run: Run, name: str, recipe: Experiment) -> Path:
 
 
 def training_arguments(
-    run: Run, name: str, recipe: Experiment, num_rows: int
+    run: Run,
+    name: str,
+    recipe: Experiment,
+    num_rows: int,
+    prompts: dict[str, str] | None = None,
 ) -> SentenceTransformerTrainingArguments:
     """A recipe's numbers, as the trainer of sentence-transformers takes them.
 
@@ -53,6 +58,7 @@ def training_arguments(
         name: The model that is trained; its checkpoints are kept under this name.
         recipe: The numbers.
         num_rows: Training rows.
+        prompts: What is put before the texts of each column.
     """
     steps = math.ceil(num_rows / recipe.batch_size) * recipe.epochs
     return SentenceTransformerTrainingArguments(
@@ -61,8 +67,8 @@ def training_arguments(
         per_device_train_batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         warmup_steps=recipe.warmup,  # below 1, it is a share of all steps
+        prompts=prompts or None,
         batch_sampler=BatchSamplers.NO_DUPLICATES,  # an equal text in a batch is no negative
-        prompts={"query": recipe.query_prompt} if recipe.query_prompt else None,
         seed=recipe.seed,
         bf16=run.precision == "bf16",
         fp16=run.precision == "fp16",
@@ -221,9 +227,11 @@ def train(
         loss: In place of :func:`make_loss`'s.
     """
     seed_everything(recipe.seed)
+    # The same prompts as in evaluation and search.
+    prompts = column_prompts(model, rows.column_names)
     trainer = SentenceTransformerTrainer(
         model=model,
-        args=training_arguments(run, name, recipe, len(rows)),
+        args=training_arguments(run, name, recipe, len(rows), prompts),
         train_dataset=rows,
         loss=loss or make_loss(model, recipe),
         evaluator=dev_scores,

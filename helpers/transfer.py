@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from helpers.collection import RetrievalData
 from helpers.config import Experiment
-from helpers.triplets import RetrievalData, normalise
+from helpers.triplets import normalise
 
 PACKAGE, VERSION = "botocore", "1.44.5"
 FILE = re.compile(r"botocore/data/(?P<service>[^/]+)/(?P<api>[\d-]+)/(?P<kind>[\w-]+)\.json(\.gz)?")

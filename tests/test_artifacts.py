@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +9,7 @@ import torch
 
 from helpers import artifacts
 from helpers.artifacts import ArtifactError, find_run, fingerprint, open_run
-from helpers.config import PRESETS, resolve
+from helpers.config import PRESETS, ROOT, resolve
 
 FRAME = pd.DataFrame({"query": ["a", "b"], "rank": [1, 2]})
 MADE_BY = "02_data"
@@ -229,3 +230,12 @@ def test_nothing_is_pickled(run):
     kinds = {path.suffix for path in run.folder.rglob("*") if path.is_file()}
     assert kinds <= {".parquet", ".json"}
     json.loads((run.folder / "run.json").read_text())
+
+
+def test_on_colab_the_line_that_makes_what_is_missing_goes_into_a_cell(runs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    run = open_run("smoke", "04_training", quiet=True)
+    with pytest.raises(ArtifactError) as error:
+        run.load("triplets.parquet", "data", "02_data")
+    line = f"!cd {ROOT} && python -m helpers.run smoke --until 02_data"
+    assert line in str(error.value)

@@ -1,10 +1,13 @@
 import dataclasses
 import json
+import re
 
+import nbformat
 import pytest
 
 from helpers import config
-from helpers.config import PRESETS, Experiment, from_toml, resolve
+from helpers.config import PRESETS, ROOT, Experiment, from_toml, resolve
+from tests.loopback_hub import tiny_bge
 
 
 @pytest.mark.parametrize(
@@ -32,6 +35,8 @@ from helpers.config import PRESETS, Experiment, from_toml, resolve
         ("matryoshka_weights", (1, 1, 0, 1, 1), "all above 0"),
         ("small_dim", 385, "small_dim is"),
         ("seed", 2**32, "below 2"),
+        ("pooling", "max", "pooling is 'max': allowed are 'cls', 'mean' or none"),
+        ("num_distractors", -1, "num_distractors is -1"),
     ],
 )
 def test_bad_field_is_named_with_its_value(field, value, said):
@@ -107,10 +112,11 @@ def test_toml_with_a_byte_order_mark_and_none(tmp_path):
     assert from_toml(path).max_rows is None
 
 
-def test_another_model_or_dataset_leaves_the_presets_revision_behind(tmp_path):
+def test_another_model_or_dataset_leaves_the_presets_revision_behind(hub, tmp_path):
     path = tmp_path / "mine.toml"
+    newest = hub.add("models", "another/model", tiny_bge())
     path.write_text('preset = "msmarco"\nmodel = "another/model"\n')
-    assert from_toml(path).model_revision is None
+    assert from_toml(path).model_revision == newest
     assert from_toml(path).dataset_config == "triplet-hard"
     path.write_text('preset = "msmarco"\ndataset = "a/b"\ndataset_config = "c"\n')
     assert (from_toml(path).dataset_config, from_toml(path).dataset_revision) == ("c", None)
@@ -161,14 +167,37 @@ def test_auto_takes_msmarco_only_with_gpu_and_hub(monkeypatch, gpu, hub, chosen)
     assert resolve("auto")[0].name == chosen
 
 
-@pytest.mark.parametrize("answers", [True, False])
-def test_the_hub_is_asked_for_the_models_revision(monkeypatch, answers):
-    import huggingface_hub
+def test_the_files_that_the_readme_shows_are_valid(hub, tmp_path):
+    hub.add("models", "sentence-transformers/all-mpnet-base-v2", tiny_bge())
+    (tmp_path / "questions.csv").write_text("question,answer\n")
+    pages = [ROOT / "README.md", ROOT / "notebooks" / "02_data.ipynb"]
+    texts = [pages[0].read_text(encoding="utf-8")]
+    texts += [cell.source for cell in nbformat.read(pages[1], as_version=4).cells]
+    shown = [block for text in texts for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)]
+    assert len(shown) == 3
+    for block in shown:
+        (tmp_path / "mine.toml").write_text(block)
+        from_toml(tmp_path / "mine.toml")
 
-    def model_info(self, name, revision, timeout):
-        assert (name, revision) == (PRESETS["msmarco"].model, PRESETS["msmarco"].model_revision)
-        if not answers:
-            raise ConnectionError
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
-    assert config._hub_answers(PRESETS["msmarco"]) is answers
+def test_the_estimate_in_the_readme_is_that_of_the_preset():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = readme[readme.index("## MS MARCO on a GPU") : readme.index("## On Colab")]
+    preset = PRESETS["msmarco"]
+    tokens = 32 + 2 * preset.max_seq_length  # query, positive and negative, padded
+    training = 2 * preset.max_train * tokens * 6 * 85e6 / 1e15
+    passages = 2 * preset.num_queries + preset.num_distractors
+    encoding = 3 * passages * 85 * 2 * 85e6 / 1e15
+    work = training + encoding
+    for said in (
+        f"{preset.num_queries:,}",
+        f"{preset.num_distractors:,} further",
+        f"2 x {preset.max_train:,} rows x {tokens} tokens",
+        f"| {training:.1f} |",
+        f"3 x {passages:,} passages",
+        f"| {encoding:.1f} |",
+        f"{work:.1f} PFLOP at 16 TFLOP/s: {work / 0.96:.0f} minutes",
+        f"A step of {preset.batch_size} rows",
+        f"{preset.batch_size * tokens / 1000:.1f}".replace(".", ",") + "00 tokens",
+    ):
+        assert said in text, said

@@ -99,7 +99,7 @@ TEXTS = [
 
 
 def test_a_mined_negative_is_another_rows_positive_below_the_margin(run):
-    run = with_changes(run, precision="float32", negative_margin=0.05)
+    run = with_changes(run, precision="float32", negative_margin=0.05, batch_size=2)
     rows = Dataset.from_dict({"query": [f"find: {t}" for t in TEXTS], "positive": TEXTS})
     model = load_model(run)
     mined = mine(rows, model, run)
@@ -118,14 +118,16 @@ def test_a_mined_negative_is_another_rows_positive_below_the_margin(run):
 def test_a_query_with_two_positives_gets_neither_as_negative(run):
     queries = ["all about tea", "all about tea", *TEXTS[2:]]
     rows = Dataset.from_dict({"query": queries, "positive": TEXTS})
-    for row in mine(rows, load_model(run), run):
+    for row in mine(rows, load_model(run), with_changes(run, batch_size=2)):
         assert not (row["query"] == "all about tea" and row["negative"] in TEXTS[:2])
 
 
 def test_a_wide_margin_drops_rows_rather_than_taking_a_close_one(run):
     rows = Dataset.from_dict({"query": TEXTS, "positive": TEXTS})
-    mined = mine(rows, load_model(run), with_changes(run, negative_margin=0.99))
-    assert len(mined) < len(rows)
+    run = with_changes(run, negative_margin=0.99, batch_size=2)
+    said = r"of \d rows [01] have a negative .* fewer than one batch of 2: lower negative_margin"
+    with pytest.raises(ValueError, match=said):
+        mine(rows, load_model(run), run)
 
 
 FIVE = ["a text", "another one", "something about tea", "the sea is deep", "war and peace"]
@@ -164,7 +166,8 @@ def test_several_negatives_are_columns_of_their_own(run):
     rows = Dataset.from_dict(
         {"query": ["tea", "war", "sea", "law"], "positive": ["hot tea", "a war", "a sea", "a law"]}
     )
-    found = mine(rows, load_model(run), with_changes(run, num_negatives=2, negative_margin=0.0))
+    run = with_changes(run, num_negatives=2, negative_margin=0.0, batch_size=2)
+    found = mine(rows, load_model(run), run)
     assert found.column_names == ["query", "positive", "negative_1", "negative_2"]
     for row in found:
         assert len({row["positive"], row["negative_1"], row["negative_2"]}) == 3

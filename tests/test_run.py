@@ -98,14 +98,16 @@ def test_a_finished_run_prints_the_tables_and_where_things_lie(runs, monkeypatch
     monkeypatch.setattr(
         runner, "run_notebook", lambda source, target, preset: seen.append((source.stem, preset))
     )
-    rows = [(m, d, 0.25 + d / 1000, 0.5) for m in ("base", "tuned") for d in (64, 384)]
+    rows = [(m, d, 0.25 + d / 1000, 0.5) for m in ("base", "mnrl", "tuned") for d in (64, 384)]
     results = pd.DataFrame(rows, columns=["model", "dim", "mrr@10", "recall@10"])
+    more = {"num_queries": 80, "num_passages": 600, "train_seconds": 12.3}
     run = open_run("smoke", "05_evaluation", quiet=True)
-    run.save("results.csv", results.assign(num_queries=80), "evaluation")
+    run.save("results.csv", results.assign(**more), "evaluation")
     assert main(["smoke"]) == 0
     said = capsys.readouterr().out
     assert seen == [(name, "smoke") for name in NOTEBOOKS]
-    for part in ("MRR@10 on 80 test queries", "0.314", "0.634", "Recall@10", "release"):
+    parts = ("0.314", "0.634", "Recall@10", "80 test queries, 600 passages", run.id, "release")
+    for part in (*parts, "trained in 12 s", str(run.machine), "sentence-transformers 6"):
         assert part in said
 
 
@@ -137,6 +139,14 @@ def test_a_wrong_preset_is_refused_before_anything_runs(runs, name, capsys):
         main([name])
     assert name in capsys.readouterr().err
     assert not runs.exists()
+
+
+def test_a_model_that_the_hub_lacks_is_said_without_a_traceback(runs, hub, tmp_path, capsys):
+    path = tmp_path / "mine.toml"
+    path.write_text('preset = "smoke"\nmodel = "owner/nothing"\n')
+    with pytest.raises(SystemExit):
+        main([str(path)])
+    assert "does not give the model owner/nothing" in capsys.readouterr().err
 
 
 def test_a_later_notebook_without_its_artefacts_names_the_earlier_one(runs, monkeypatch):

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-from collections import Counter
 
 import pandas as pd
 import pytest
@@ -11,7 +10,8 @@ import torch
 
 from helpers import speed
 from helpers.artifacts import ArtifactError, open_run
-from helpers.config import PRESETS, ROOT
+from helpers.collection import collect
+from helpers.config import ROOT
 from helpers.speed import (
     COLUMNS,
     END,
@@ -26,15 +26,14 @@ from helpers.speed import (
     training_variants,
     whole_epochs,
 )
-from helpers.triplets import clean_rows, collect, stream_rows
+from helpers.triplets import gather
 
 
 @pytest.fixture
 def run(runs):
     """A run of the smoke preset with its data and four training rows."""
     run = open_run("smoke", "02_data", quiet=True)
-    experiment = PRESETS["smoke"]
-    data = collect(clean_rows(stream_rows(experiment), experiment, Counter()), experiment)
+    data = collect(gather(run))
     for name in ("passages", "queries", "qrels"):
         run.save(f"{name}.parquet", getattr(data, name), "data")
     return run

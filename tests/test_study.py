@@ -19,10 +19,10 @@ from torch.nn.functional import kl_div
 
 from helpers import study
 from helpers.artifacts import find_run
+from helpers.collection import RetrievalData
 from helpers.config import PRESETS, ROOT
 from helpers.models import load_model
 from helpers.study import Distilled, Idea, Study, differences, ideas, intervals, jobs, summary
-from helpers.triplets import RetrievalData
 
 WIKIPEDIA = PRESETS["wikipedia"]
 DIMS = (16, 32, 64, 384)

@@ -6,14 +6,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
 import pytest
 import safetensors.torch
 import torch
+from datasets import Dataset
 from sentence_transformers.util import batch_to_device
 
+from helpers import training
 from helpers.artifacts import open_run
 from helpers.config import ROOT
 from helpers.controls import svd_rotation
@@ -163,13 +166,37 @@ def test_arguments_come_from_the_experiment(runs):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
-def test_arguments_follow_precision_and_prompt(runs, precision, monkeypatch, tmp_path):
-    path = tmp_path / "prompted.toml"
-    path.write_text(f'preset = "smoke"\nquery_prompt = "q: "\nprecision = "{precision}"\n')
+def test_arguments_follow_the_precision(runs, precision, tmp_path):
+    path = tmp_path / "precise.toml"
+    path.write_text(f'preset = "smoke"\nprecision = "{precision}"\n')
     run = open_run(str(path), "04_training", quiet=True)
     arguments = training_arguments(run, "tuned", run.experiment, 100)
     assert (arguments.bf16, arguments.fp16) == (precision == "bf16", precision == "fp16")
-    assert arguments.prompts == {"query": "q: "}
+    assert arguments.prompts is None
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted"),
+    [
+        ({"query": "q: ", "document": ""}, {"query": "q: "}),
+        ({"query": "", "document": "d: "}, {"positive": "d: ", "negative": "d: "}),
+        ({"query": "", "document": ""}, None),
+    ],
+)
+def test_training_has_the_prompts_that_the_model_searches_with(runs, monkeypatch, own, wanted):
+    class Seen(Exception):
+        pass
+
+    def trainer(**options):
+        raise Seen(options["args"].prompts)
+
+    monkeypatch.setattr(training, "SentenceTransformerTrainer", trainer)
+    run = open_run("smoke", "04_training", quiet=True)
+    model = SimpleNamespace(prompts=own)
+    rows = Dataset.from_dict({"query": ["a"], "positive": ["b"], "negative": ["c"]})
+    with pytest.raises(Seen) as seen:
+        training.train(run, "tuned", model, rows, None, run.experiment, loss=object())
+    assert seen.value.args[0] == wanted
 
 
 def test_another_configuration_has_another_place_for_checkpoints(runs, tmp_path):

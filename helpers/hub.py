@@ -195,9 +195,6 @@ def dataset_files(dataset: str, config: str | None, revision: str | None) -> lis
         ValueError: no such subset, or one without files of its own or a split called train.
     """
     commit = commit_of(dataset, revision)
-    # The builder takes a README that cannot be reached for one that is not there, and then
-    # finds other subsets: so that file comes first.
-    patiently(f"the README of {dataset} at {commit}", lambda _: _readme(dataset, commit))
     builder = patiently(
         f"the dataset {dataset} at {commit}",
         lambda _: load_dataset_builder(dataset, config, revision=commit),
@@ -220,15 +217,6 @@ def dataset_files(dataset: str, config: str | None, revision: str | None) -> lis
         HubFile(dataset, commit, path, found[path].size, _listed_digest(found[path]))
         for path in paths
     ]
-
-
-def _readme(dataset: str, commit: str) -> None:
-    try:
-        hf_hub_download(dataset, "README.md", repo_type="dataset", revision=commit)
-    except LocalEntryNotFoundError:
-        raise
-    except EntryNotFoundError:  # a dataset may have none
-        pass
 
 
 def _listed_digest(file) -> str:

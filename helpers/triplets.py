@@ -82,6 +82,11 @@ def _wikipedia_rows(package: str) -> Iterator[dict]:
 
 def _file_rows(path: Path, experiment: Experiment, of: str = "") -> Iterator[dict]:
     """Rows of a file, under the names that this package uses; ``of`` is added to their place."""
+    if not of and experiment.dataset_revision not in (None, sha256(path)):
+        raise ValueError(
+            f"{path} has changed since this run began: open the run anew, with the path of its "
+            ".toml file"
+        )
     names = _columns(column_names(path), experiment)
     for place, columns, fault in read_file(path):
         row = {"unreadable": fault} if fault else _renamed(columns, names)

@@ -174,7 +174,7 @@ def test_the_files_that_the_readme_shows_are_valid(hub, tmp_path):
     texts = [pages[0].read_text(encoding="utf-8")]
     texts += [cell.source for cell in nbformat.read(pages[1], as_version=4).cells]
     shown = [block for text in texts for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)]
-    assert len(shown) == 3
+    assert len(shown) == 4
     for block in shown:
         (tmp_path / "mine.toml").write_text(block)
         from_toml(tmp_path / "mine.toml")
@@ -193,10 +193,10 @@ def test_the_estimate_in_the_readme_is_that_of_the_preset():
         f"{preset.num_queries:,}",
         f"{preset.num_distractors:,} further",
         f"2 x {preset.max_train:,} rows x {tokens} tokens",
-        f"| {training:.1f} |",
+        f"| {training:.2f} |",
         f"3 x {passages:,} passages",
-        f"| {encoding:.1f} |",
-        f"{work:.1f} PFLOP at 16 TFLOP/s: {work / 0.96:.0f} minutes",
+        f"| {encoding:.2f} |",
+        f"{work:.2f} PFLOP at 16 TFLOP/s: {work / 0.96:.0f} minutes",
         f"A step of {preset.batch_size} rows",
         f"{preset.batch_size * tokens / 1000:.1f}".replace(".", ",") + "00 tokens",
     ):

@@ -232,6 +232,13 @@ def test_a_file_that_changes_makes_other_data(tmp_path):
     assert own(tmp_path, "mine.csv").up_to("data") != before.up_to("data")
 
 
+def test_a_file_that_changes_under_a_run_is_refused(tmp_path):
+    experiment = own(tmp_path, "mine.csv")
+    write(tmp_path / "mine.csv", OWN[:20])
+    with pytest.raises(ValueError, match=r"mine\.csv has changed since this run began"):
+        next(iter(open_source(experiment)))
+
+
 def test_rules_of_the_presets_texts_are_not_those_of_others(tmp_path):
     experiment = own(tmp_path, "mine.csv")
     assert (experiment.min_query_words, experiment.min_passage_words) == (1, 1)

@@ -226,7 +226,7 @@ def test_past_the_last_try_it_says_so_and_the_next_run_goes_on(run, hub, reading
 def test_a_reader_does_not_wait_as_long_as_the_client_would(
     run, hub, reading, fault, options, monkeypatch
 ):
-    monkeypatch.setattr(hub_module, "PATIENCE", 1.5)
+    monkeypatch.setattr(hub_module, "PATIENCE", 3)
     hub.fail(fault, path=SECOND, method="GET", times=None, **options)
     begin = time.monotonic()
     with pytest.raises(HubError, match="nothing arrived for"):
@@ -263,15 +263,15 @@ def test_what_is_not_there_is_named(experiment, change, said):
 
 
 def test_what_moves_is_waited_for(monkeypatch):
-    monkeypatch.setattr(hub_module, "SILENCE", 0.4)
-    monkeypatch.setattr(hub_module, "PATIENCE", 0.4)
+    monkeypatch.setattr(hub_module, "SILENCE", 1.2)
+    monkeypatch.setattr(hub_module, "PATIENCE", 1.2)
     tries = []
 
     def slow(bar):
         tries.append(bar)
         with bar(total=8, disable=True) as moving:
             for _ in range(8):
-                time.sleep(0.2)
+                time.sleep(0.25)
                 moving.update()
         return "all of it"
 
@@ -476,7 +476,7 @@ def test_memory_holds_what_is_kept_and_not_what_is_read(hub, experiment, tmp_pat
         ]
 
     number = 60_000
-    files = triplet_files(rows(number), num_shards=2, rows_per_group=1000)
+    files = triplet_files(rows(number), num_shards=1, rows_per_group=1000)
     commit = hub.add("datasets", "owner/large", files)
     del files
     sizes = {"num_test": 1, "num_dev": 1, "max_train": 98, "num_distractors": 0}
@@ -488,4 +488,4 @@ def test_memory_holds_what_is_kept_and_not_what_is_read(hub, experiment, tmp_pat
             seen.append(process.memory_info().rss)
     assert found.num_read == number
     assert len(found.rows) == 60
-    assert max(seen) - seen[0] < 20e6, "60 MB of text went by"
+    assert max(seen) - seen[0] < 8e6, "60 MB of text went by"

@@ -97,7 +97,8 @@ def patiently(what: str, action: Callable[[type], Result]) -> Result:
         while True:
             done = wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done
             silent = time.monotonic() - max(asked, heard)
-            if done or silent > SILENCE or time.monotonic() - heard > PATIENCE:
+            hangs = silent > SILENCE and pause is not None  # the last one may be slow
+            if done or hangs or time.monotonic() - heard > PATIENCE:
                 break
         error: BaseException = TimeoutError(f"nothing arrived for {silent:.0f} s")
         for result in done:
@@ -106,7 +107,9 @@ def patiently(what: str, action: Callable[[type], Result]) -> Result:
                 return result.result()
             error = result.exception()
         if remedy := _remedy(error):
-            raise HubError(f"{_endpoint()} does not give {what}: {_brief(error)}\n{remedy}")
+            raise HubError(
+                f"{_endpoint()} does not give {what}: {_brief(error)}\n{remedy}"
+            ) from error
         if isinstance(error, ValueError) and not isinstance(error, _PASSING):
             raise error
         if pause is None or time.monotonic() - heard > PATIENCE:

@@ -263,7 +263,8 @@ def test_what_is_not_there_is_named(experiment, change, said):
 
 
 def test_what_moves_is_waited_for(monkeypatch):
-    monkeypatch.setattr(hub_module, "SILENCE", 1.2)
+    monkeypatch.setattr(hub_module, "PAUSES", ())
+    monkeypatch.setattr(hub_module, "SILENCE", 0.01)
     monkeypatch.setattr(hub_module, "PATIENCE", 1.2)
     tries = []
 
@@ -301,7 +302,7 @@ def test_what_has_nothing_to_do_with_the_connection_is_said_at_once(error, said)
 
 def test_a_try_that_hangs_is_waited_for_by_the_next_call(monkeypatch):
     monkeypatch.setattr(hub_module, "PAUSES", ())
-    monkeypatch.setattr(hub_module, "SILENCE", 0.3)
+    monkeypatch.setattr(hub_module, "PATIENCE", 0.3)
     begun = []
 
     def hangs_once(bar):
@@ -313,7 +314,7 @@ def test_a_try_that_hangs_is_waited_for_by_the_next_call(monkeypatch):
 
     with pytest.raises(HubError, match="nothing arrived"):
         patiently("a late file", hangs_once)
-    monkeypatch.setattr(hub_module, "SILENCE", 30)
+    monkeypatch.setattr(hub_module, "PATIENCE", 30)
     assert patiently("a late file", hangs_once) == "late"
 
 

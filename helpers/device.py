@@ -4,6 +4,7 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -63,15 +64,30 @@ def autocast(machine: Machine, precision: str):
     return torch.autocast(machine.device, DTYPES[precision])
 
 
-def _matmul_seconds(dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> float:
-    matrix = torch.ones(size, size, dtype=dtype)
-    matrix @ matrix  # the first call sets things up
+def median_seconds(action: Callable[[], object], repeats: int = 7) -> float:
+    """Seconds that ``action`` takes: the median of ``repeats`` calls, after one that warms up."""
+    action()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        matrix @ matrix
+        action()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def read_bandwidth(num_bytes: int) -> float:
+    """Bytes a second at which torch's threads read a block of this size, over and over.
+
+    A block that fits a processor's cache is read faster than one that comes from memory; half a
+    gigabyte stands for all that are larger.
+    """
+    block = torch.ones(min(num_bytes, 2**29) // 4)
+    return block.nbytes / median_seconds(block.sum)
+
+
+def _matmul_seconds(dtype: torch.dtype, size: int = 1024) -> float:
+    matrix = torch.ones(size, size, dtype=dtype)
+    return median_seconds(lambda: matrix @ matrix)
 
 
 def _cores() -> int:

@@ -43,8 +43,8 @@ def evaluate_truncated(
             prefix that is all zeros, a dimension out of range or twice, ``k`` below 1, a query
             without relevant passages, a qrel that names no passage.
     """
-    queries = _as_matrix(query_embeddings, "query_embeddings")
-    corpus = _as_matrix(corpus_embeddings, "corpus_embeddings")
+    queries = as_matrix(query_embeddings, "query_embeddings")
+    corpus = as_matrix(corpus_embeddings, "corpus_embeddings")
     if queries.shape[1] != corpus.shape[1]:
         raise ValueError(
             f"query_embeddings have {queries.shape[1]} dimensions, corpus_embeddings "
@@ -123,7 +123,16 @@ def prefix(embeddings: torch.Tensor, dim: int, first_row: int = 0) -> torch.Tens
     return cut / length
 
 
-def _as_matrix(embeddings, name: str) -> torch.Tensor:
+def as_matrix(embeddings, name: str) -> torch.Tensor:
+    """Embeddings as a tensor on the processor, ``(num_texts, dim)``, checked.
+
+    Args:
+        embeddings: numpy or torch.
+        name: What the error message calls them.
+
+    Raises:
+        ValueError: not two dimensions, no rows, NaN or infinity.
+    """
     matrix = torch.as_tensor(embeddings).detach().cpu()
     if matrix.ndim != 2:
         raise ValueError(f"{name} has shape {tuple(matrix.shape)}: (num_texts, dim) is wanted")

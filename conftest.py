@@ -27,8 +27,10 @@ def pytest_configure(config):
         "HF_HOME": str(config.scratch / "huggingface"),
         "HF_HUB_DOWNLOAD_TIMEOUT": "2",
         "HF_HUB_ETAG_TIMEOUT": "2",
+        "HF_HUB_DISABLE_XET": "1",  # what is pushed goes by way of the older protocol
     }
-    for name in ("MATRYOSHKA_PRESET", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN"):
+    others = ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN", "QDRANT_URL", "QDRANT_API_KEY")
+    for name in ("MATRYOSHKA_PRESET", *others):
         os.environ.pop(name, None)
 
 

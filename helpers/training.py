@@ -20,6 +20,7 @@ from sentence_transformers.sentence_transformer.training_args import (
     BatchSamplers,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.util import is_dist_initialized
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
@@ -38,8 +39,11 @@ from helpers.seeding import seed_everything
 
 
 def checkpoint_folder(run: Run, name: str, recipe: Experiment) -> Path:
-    """Where the training of ``name`` keeps its checkpoints: one place a configuration."""
-    numbers = json.dumps([recipe.up_to("training"), run.precision], sort_keys=True)
+    """Where the training of ``name`` keeps its checkpoints: one place a configuration, and another
+    for several processes, which take fewer steps.
+    """
+    several = [torch.distributed.get_world_size()] if is_dist_initialized() else []
+    numbers = json.dumps([recipe.up_to("training"), run.precision, *several], sort_keys=True)
     digest = hashlib.sha256(numbers.encode()).hexdigest()[:8]
     return run.folder / "checkpoints" / f"{name}-{digest}"
 
@@ -53,6 +57,9 @@ def training_arguments(
 ) -> SentenceTransformerTrainingArguments:
     """A recipe's numbers, as the trainer of sentence-transformers takes them.
 
+    Several processes get an equal share of each batch, so the batches are those of one process.
+    A last batch that is not full is left out then, as it need not have equal shares.
+
     Args:
         run: Says where checkpoints are kept, on which device to train and in which precision.
         name: The model that is trained; its checkpoints are kept under this name.
@@ -60,11 +67,15 @@ def training_arguments(
         num_rows: Training rows.
         prompts: What is put before the texts of each column.
     """
-    steps = math.ceil(num_rows / recipe.batch_size) * recipe.epochs
+    many = is_dist_initialized()
+    batches = num_rows / recipe.batch_size
+    steps = (math.floor(batches) if many else math.ceil(batches)) * recipe.epochs
     return SentenceTransformerTrainingArguments(
         output_dir=str(checkpoint_folder(run, name, recipe)),
         num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
+        per_device_train_batch_size=recipe.batch_size,  # in all, where batches are split
+        accelerator_config={"split_batches": many},
+        dataloader_drop_last=many,
         learning_rate=recipe.learning_rate,
         warmup_steps=recipe.warmup,  # below 1, it is a share of all steps
         prompts=prompts or None,
@@ -216,6 +227,7 @@ def train(
     """Train a model and save it in the run as ``name``, with the log of its training.
 
     Interrupted, the same call goes on from the last checkpoint, and ends with the same weights.
+    Of several processes the first one prints and saves.
 
     Args:
         run: Where the model is saved.
@@ -229,19 +241,25 @@ def train(
     seed_everything(recipe.seed)
     # The same prompts as in evaluation and search.
     prompts = column_prompts(model, rows.column_names)
+    arguments = training_arguments(run, name, recipe, len(rows), prompts)
+    first = arguments.process_index == 0
     trainer = SentenceTransformerTrainer(
         model=model,
-        args=training_arguments(run, name, recipe, len(rows), prompts),
+        args=arguments,
         train_dataset=rows,
         loss=loss or make_loss(model, recipe),
         evaluator=dev_scores,
-        callbacks=[Progress()],
+        callbacks=[Progress()] if first else [],
     )
     trainer.remove_callback(PrinterCallback)  # `Progress` says it in fewer words
-    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
-    run.save(f"{name}_log.csv", training_log(trainer), stage="training")
-    run.save(name, model, stage="training")
-    shutil.rmtree(trainer.args.output_dir)
+    with arguments.main_process_first():  # it deletes broken ones
+        checkpoint = last_checkpoint(arguments.output_dir)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.accelerator.wait_for_everyone()  # each process writes to the checkpoints
+    if first:
+        run.save(f"{name}_log.csv", training_log(trainer), stage="training")
+        run.save(name, model, stage="training")
+        shutil.rmtree(arguments.output_dir)
 
 
 def is_trained(run: Run, name: str) -> bool:

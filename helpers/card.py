@@ -60,6 +60,7 @@ def model_card(run: Run, results: pd.DataFrame) -> str:
             "```python",
             "from sentence_transformers import SentenceTransformer",
             "",
+            "# the folder's path, or its name on the Hub",
             f'model = SentenceTransformer("path/to/this/folder", truncate_dim={small})',
             'queries = model.encode_query(["..."], normalize_embeddings=True)',
             'passages = model.encode_document(["..."], normalize_embeddings=True)',

@@ -1,8 +1,10 @@
 """A small Hugging Face Hub on 127.0.0.1, with faults on demand, to test the real clients against.
 
-Set ``HF_ENDPOINT`` to a hub's ``url`` before the clients are imported: they read it only then.
+Set ``HF_ENDPOINT`` to a hub's ``url`` before the clients are imported: they read it only then. To
+push to it set ``HF_HUB_DISABLE_XET`` too, since it takes large files by way of LFS alone.
 """
 
+import base64
 import functools
 import hashlib
 import io
@@ -29,6 +31,11 @@ API = re.compile(
 )
 RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 CDN = re.compile(r"/cdn/(datasets|models)/([^/]+/[^/]+)/([^/]+)/(.+)")
+PUSH = re.compile(
+    r"/(?:api/models/)?([^/]+/[^/]+?)(/preupload/main|/commit/main|\.git/info/lfs/objects/batch)"
+)
+
+WRITE_TOKEN, READ_TOKEN = "hf_write", "hf_read"
 
 # The X-Error-Code that goes with a fault's status.
 STATUSES = {
@@ -88,10 +95,11 @@ class _Answer:
 class _NotThereError(Exception):
     """What was asked for is not there: the error's code, and what it says."""
 
-    def __init__(self, code: str, message: str, commit: str = ""):
+    def __init__(self, code: str, message: str, commit: str = "", status: int = 404):
         super().__init__(message)
         self.code = code
         self.commit = commit
+        self.status = status
 
 
 def _json(rows: object) -> _Answer:
@@ -103,6 +111,16 @@ def _error(status: int, message: str, code: str = "") -> _Answer:
     if code:
         headers["X-Error-Code"] = code
     return _Answer(status, json.dumps({"error": message}).encode(), headers)
+
+
+def _refusal(token: str, repo: str) -> _Answer | None:
+    """What a push without a token that may write is answered; None for one that may."""
+    if not token:
+        return _error(401, "Invalid username or password.")
+    if token != WRITE_TOKEN:
+        owner = repo.split("/")[0]
+        return _error(403, f'You don\'t have the rights to create a model under "{owner}"')
+    return None
 
 
 @dataclass
@@ -136,6 +154,8 @@ class _Fault:
 class LoopbackHub:
     """A Hub that holds what :meth:`add` gave it, and fails as :meth:`fail` told it to.
 
+    Models may be pushed to it with ``WRITE_TOKEN``, and read with any token where they are private.
+
     Large files are redirected to ``/cdn/KIND/OWNER/NAME/COMMIT/PATH`` on another port, since
     clients treat a redirect to the same port in another way.
 
@@ -148,6 +168,8 @@ class LoopbackHub:
         self.requests: list[tuple[str, str, str | None]] = []
         self.closed = False
         self._repos: dict[tuple[str, str], dict[str, dict[str, _File]]] = {}
+        self._private: set[str] = set()  # models
+        self._uploads: dict[str, bytes] = {}  # by SHA-256
         self._faults: list[_Fault] = []
         self._lock = threading.Lock()
         self._stalls_end = threading.Event()
@@ -260,33 +282,89 @@ class LoopbackHub:
                 return fault, self._stalls_end
             return None, self._stalls_end
 
-    def _answer(self, method: str, target: str, form: str) -> _Answer:
+    def _answer(self, method: str, target: str, body: bytes, token: str) -> _Answer:
         """The answer to a request that meets no fault."""
         url = urlsplit(target)
         query = {name: values[-1] for name, values in parse_qs(url.query).items()}
         try:
+            if url.path == "/api/repos/create":
+                return self._create(json.loads(body), token)
+            if url.path == "/api/validate-yaml":
+                return _json({"errors": [], "warnings": []})
+            if method == "POST" and (found := PUSH.fullmatch(url.path)):
+                return self._push(*found.groups(), body, token)
+            if method == "PUT":
+                self._uploads[hashlib.sha256(body).hexdigest()] = body
+                return _Answer(200)
             if found := RESOLVE.fullmatch(url.path):
                 dataset, repo, revision, path = (unquote(part or "") for part in found.groups())
+                self._hide(repo, token)
                 return self._resolve("datasets" if dataset else "models", repo, revision, path)
             if found := CDN.fullmatch(url.path):
                 commit, file = self._file(*map(unquote, found.groups()))
                 return self._content(commit, file)
             if found := API.fullmatch(url.path):
                 kind, repo, what, revision, folder = (unquote(p or "") for p in found.groups())
+                self._hide(repo, token)
                 commit, files = self._commit(kind, repo, revision or "main")
                 if (what == "paths-info") != (method == "POST"):
                     return _error(405, f"{method} is not for this path")
                 if what == "paths-info":
-                    return _json(self._rows_of(files, parse_qs(form).get("paths", [])))
+                    paths = parse_qs(body.decode()).get("paths", [])
+                    return _json(self._rows_of(files, paths))
                 if what == "tree":
                     return _json(self._tree(files, folder, query.get("recursive") == "true"))
                 return _json(self._info(repo, commit, files, query.get("blobs") == "true"))
         except _NotThereError as error:
-            answer = _error(404, str(error), error.code)
+            answer = _error(error.status, str(error), error.code)
             if error.commit:
                 answer.headers["X-Repo-Commit"] = error.commit
             return answer
         return _error(404, f"nothing is at {url.path}")
+
+    def _create(self, asked: dict, token: str) -> _Answer:
+        repo = f"{asked['organization']}/{asked['name']}"
+        if refusal := _refusal(token, repo):
+            return refusal
+        answer = _json({"url": f"{self.url}/{repo}"})
+        if ("models", repo) in self._repos:
+            answer.status = 409
+            return answer
+        if asked.get("visibility") == "private":
+            self._private.add(repo)
+        self.add("models", repo, {".gitattributes": b""})
+        return answer
+
+    def _push(self, repo: str, step: str, body: bytes, token: str) -> _Answer:
+        """The answer to a step of a push: which files are large, where they go, the commit."""
+        if refusal := _refusal(token, repo):
+            return refusal
+        _, held = self._commit("models", repo, "main")
+        if "preupload" in step:
+            rows = json.loads(body)["files"]
+            for row in rows:
+                mode = "lfs" if row["path"].endswith(LARGE) else "regular"
+                row |= {"uploadMode": mode, "shouldIgnore": False}
+            return _json({"files": rows})
+        if "batch" in step:
+            rows = json.loads(body)["objects"]
+            for row in rows:
+                row["actions"] = {"upload": {"href": f"{self._cdn}/upload/{row['oid']}"}}
+            return _json({"objects": rows})
+        files = {path: file.data for path, file in held.items()}
+        for line in map(json.loads, body.splitlines()[1:]):  # the first one is the message
+            file = line["value"]
+            small = line["key"] == "file"
+            files[file["path"]] = (
+                base64.b64decode(file["content"]) if small else self._uploads[file["oid"]]
+            )
+        commit = self.add("models", repo, files)
+        return _json({"commitOid": commit, "commitUrl": f"{self.url}/{repo}/commit/{commit}"})
+
+    def _hide(self, repo: str, token: str) -> None:
+        """Let a private model be found with a token only."""
+        if repo in self._private and not token:
+            raise _NotThereError("RepoNotFound", "Invalid username or password.", status=401)
 
     def _commit(self, kind: str, repo: str, revision: str) -> tuple[str, dict[str, _File]]:
         with self._lock:
@@ -322,8 +400,7 @@ class LoopbackHub:
         headers = {"X-Repo-Commit": commit, "ETag": file.etag, "Accept-Ranges": "bytes"}
         return _Answer(200, file.data, headers | {"Content-Type": "application/octet-stream"})
 
-    @staticmethod
-    def _info(repo: str, commit: str, files: dict[str, _File], blobs: bool) -> dict:
+    def _info(self, repo: str, commit: str, files: dict[str, _File], blobs: bool) -> dict:
         siblings = [files[path].sibling() for path in sorted(files)]
         if not blobs:
             siblings = [{"rfilename": sibling["rfilename"]} for sibling in siblings]
@@ -332,7 +409,7 @@ class LoopbackHub:
             "id": repo,
             "author": author,
             "sha": commit,
-            "private": False,
+            "private": repo in self._private,
             "gated": False,
             "siblings": siblings,
         }
@@ -428,8 +505,9 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.closed:
             return self._drop()
         asked = self.headers["Range"]
-        form = self.rfile.read(int(self.headers["Content-Length"] or 0)).decode()
-        answer = hub._answer(self.command, self.path, form)
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        token = (self.headers["Authorization"] or "").removeprefix("Bearer ")
+        answer = hub._answer(self.command, self.path, body, token)
         path = unquote(urlsplit(self.path).path)
         fault, stalls_end = hub._meet(self.command, path, asked, answer)
         name = fault.name if fault else ""
@@ -454,7 +532,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.wfile.write(answer.body[half:])
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def _send(self, answer: _Answer, stop: int | None = None) -> None:
         """Send the headers of the whole answer, and its body up to ``stop``."""

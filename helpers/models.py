@@ -80,11 +80,11 @@ def _encode(encode, texts: Sequence[str], run: Run) -> torch.Tensor:
         embeddings = encode(
             list(texts),
             batch_size=run.experiment.encode_batch_size,
-            normalize_embeddings=True,  # most models do so themselves
             convert_to_tensor=True,
             show_progress_bar=False,
         )
-    return embeddings.float().cpu()
+    # Most models do so themselves, but in bf16 only to two digits or three.
+    return torch.nn.functional.normalize(embeddings.float().cpu(), dim=1)
 
 
 def column_prompts(model: SentenceTransformer, columns: Iterable[str]) -> dict[str, str]:

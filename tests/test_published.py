@@ -21,6 +21,7 @@ from helpers.publish import (
     readme_results,
     replace_section,
 )
+from helpers.search_speed import methods, readme_search
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RESULTS = pd.read_csv(ROOT / "results" / "wikipedia.csv", dtype={"dim": "Int64"})
@@ -239,3 +240,46 @@ def test_outputs_do_not_change_the_hash_of_the_code_but_code_does(notebook):
     assert code_sha256(changed) == code_sha256(notebook)
     cell.source += "\npass"
     assert code_sha256(changed) != code_sha256(notebook)
+
+
+SEARCH = pd.read_csv(ROOT / "results" / "search.csv")
+
+
+def searched(method, num_vectors, full_dim):
+    """A method's row for one query on one core."""
+    rows = SEARCH[(SEARCH["threads"] == 1) & (SEARCH["batch"] == 1)]
+    rows = rows[(rows["num_vectors"] == num_vectors) & (rows["full_dim"] == full_dim)]
+    return rows.set_index("method").loc[method]
+
+
+def test_the_readme_shows_the_searches_that_were_timed():
+    assert readme_search(SEARCH) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_the_searches_find_is_of_the_published_model():
+    assert set(SEARCH["preset"]) == {"wikipedia"}
+    deployment = nbformat.read(PATHS[-1], as_version=4)
+    said = "\n".join(text_of(output) for output in outputs(deployment))
+    assert f"tuned, fingerprint {SEARCH['model'].unique().item()}" in said
+
+
+@pytest.mark.parametrize(("full_dim", "times"), [(384, 8), (768, 12)])
+def test_the_int8_funnel_is_as_fast_and_small_as_it_was_meant_to_be(full_dim, times):
+    row = searched("funnel_int8", 100_000, full_dim)
+    assert row["ratio_to_exact_full"] >= times
+    assert row["hot_bytes_per_vector"] <= 64
+    assert searched("funnel_int8", 9_975, 384)["recall@10"] >= 0.99
+
+
+def test_the_short_exact_scan_is_near_the_bandwidth():
+    row = searched("exact_64", 100_000, 384)
+    assert row["ms_per_query"] <= 2 * row["floor_ms"]
+
+
+def test_the_searches_that_the_tables_need_are_there():
+    sizes = SEARCH.groupby("full_dim")["num_vectors"].unique()
+    assert set(sizes[384]) == {9_975, 100_000, 1_000_000}
+    assert set(sizes[768]) == {100_000, 1_000_000}
+    assert set(SEARCH["batch"]) == {1, 100}
+    for (full_dim, *_), rows in SEARCH.groupby(["full_dim", "num_vectors", "threads", "batch"]):
+        assert [*rows["method"]] == [*methods(64, full_dim)]

@@ -15,9 +15,9 @@ from helpers.artifacts import Run, open_run
 from helpers.config import ROOT
 from helpers.models import load_model
 
-# An epoch of 32 rows is two full batches: one that is not full would be left out by two processes.
+# With 40 rows an epoch is two full batches and, in one process, one that is not full.
 TOML = 'preset = "smoke"\nbatch_size = 16\nepochs = 5\nevals = 1\nmatryoshka_dims = [384, 64]\n'
-TOML += "matryoshka_weights = [1, 1]\n"
+TOML += "matryoshka_weights = [1, 1]\nwarmup = 0.0\n"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
@@ -30,7 +30,7 @@ def small_run(folder: Path, smoke_data: Path, text: str = TOML) -> Run:
         patch.setenv("MATRYOSHKA_RUNS", str(folder / "runs"))
         run = open_run(str(toml), "04_training", quiet=True)
     frame = pd.read_parquet(run.path("triplets.parquet"))
-    run.save("triplets.parquet", frame.head(32), stage="data")
+    run.save("triplets.parquet", frame.head(40), stage="data")
     return run
 
 
@@ -94,8 +94,9 @@ def test_one_process_has_the_same_losses(two, tmp_path, smoke_data):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "1 process"
     assert "torchrun --nproc_per_node N" in done.stdout
-    # To the end, so that the gradients have to be the same; bf16 rounds.
-    assert losses(two[0]).tolist() == pytest.approx(losses(run).tolist(), rel=0.1, abs=0.02)
+    assert len(losses(run)) == 15  # the batch that is not full is a step as well
+    # The second is that of the weights after the first step, so gradients have to be alike.
+    assert losses(two[0])[:2].tolist() == pytest.approx(losses(run)[:2].tolist(), rel=0.02)
 
 
 def test_a_batch_without_equal_shares_is_refused(tmp_path, smoke_data, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """One look for every figure and table of the series."""
 
 import io
+import itertools
 from collections.abc import Mapping
 
 import matplotlib
@@ -9,6 +10,7 @@ import pandas as pd
 from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart. A model keeps its colour,
 # its name and its place through the series.
@@ -181,36 +183,45 @@ def plot_search(measured: pd.DataFrame, title: str) -> Figure:
         title: Of how many vectors, on what.
     """
     figure, axes = plt.subplots(figsize=(8.5, 5))
-    rows = measured.sort_values("ms_per_query")
-    places = list(zip(rows["hot_bytes_per_vector"], rows["ms_per_query"], strict=True))
-    for (x, y), name in zip(places, rows["method"], strict=True):
-        colour = SEARCH_COLOURS[name.partition("_")[0]]
-        axes.plot(x, y, "o", color=colour)
-        # A neighbour that is close, to the right or just above, sends the name to the left.
-        close = [other / x for other, high in places if 0.75 < high / y < 1.33 and high != y]
-        above = any(other == x and 1 < high / y < 1.33 for other, high in places)
-        crowded = above or any(1 < distance < 6 for distance in close)
-        axes.annotate(
-            name.replace("_", " "),
-            (x, y),
-            xytext=(-7 if crowded else 7, 0),
-            textcoords="offset points",
-            ha="right" if crowded else "left",
-            va="center",
-            color=colour,
-            fontsize=9.5,
-        )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
+    for row in measured.itertuples():
+        colour = SEARCH_COLOURS[row.method.partition("_")[0]]
+        axes.plot(row.hot_bytes_per_vector, row.ms_per_query, "o", color=colour)
     axes.margins(x=0.22, y=0.1)
     axes.minorticks_off()
     axes.set_xlabel("hot bytes a vector")
     axes.set_ylabel("milliseconds a query")
     axes.set_title(title)
     figure.tight_layout()
+    _label_points(axes, measured)
     return figure
+
+
+def _label_points(axes: Axes, measured: pd.DataFrame) -> None:
+    """Write each point's name beside it, where no other name stands."""
+    places = axes.transData.transform(measured[["hot_bytes_per_vector", "ms_per_query"]])
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in places]
+    for (x, y), name in zip(places, measured["method"], strict=True):
+        for up, side in itertools.product((0, 13, -13, 26, -26), (1, -1)):
+            text = axes.annotate(
+                name.replace("_", " "),
+                axes.transData.inverted().transform((x, y)),
+                xytext=(7 * side, 0.72 * up),
+                textcoords="offset points",
+                ha="left" if side > 0 else "right",
+                va="center",
+                color=SEARCH_COLOURS[name.partition("_")[0]],
+                fontsize=9.5,
+            )
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            if (up, side) != (-26, -1):
+                text.remove()
 
 
 def search_frame(measured: pd.DataFrame, full_dim: int) -> pd.DataFrame:

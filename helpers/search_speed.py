@@ -402,7 +402,7 @@ def main(arguments: list[str] | None = None) -> int:
     table["machine"] = f"{machine}, faiss {faiss.__version__}, torch {versions()['torch']}"
     table["preset"] = run.experiment.name
     table["model"] = fingerprint(run.manifest("tuned"))
-    table.to_csv(TARGET, index=False, float_format="%.4g")
+    table.to_csv(TARGET, index=False, float_format="%.6g")
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     section = readme_search(pd.read_csv(TARGET))

@@ -252,16 +252,20 @@ def search_frame(measured: pd.DataFrame, full_dim: int) -> pd.DataFrame:
     return frame.rename(columns={name: metric_name(name) for name in score_names})
 
 
-def search_table(frame: pd.DataFrame) -> "pd.io.formats.style.Styler":
-    """:func:`search_frame` for display, the best of each column of times in bold."""
+def search_forms(frame: pd.DataFrame) -> dict[str, str]:
+    """How the numbers of each column of :func:`search_frame` are written."""
     forms = {
         name: "{:.3f}" if "@" in name else "{:.3g}" if name[:2] in ("ms", "bu") else "{:.1f}"
         for name in frame
     }
-    forms |= {"hot bytes": "{:.0f}", "shortlist or width": "{:.0f}"}
+    return forms | dict.fromkeys({"hot bytes", "shortlist or width"} & {*frame}, "{:.0f}")
+
+
+def search_table(frame: pd.DataFrame) -> "pd.io.formats.style.Styler":
+    """:func:`search_frame` for display, the best of each column of times in bold."""
     quickest = [name for name in frame if name.startswith("times")]
     return (
-        frame.style.format(forms, na_rep="")
+        frame.style.format(search_forms(frame), na_rep="")
         .highlight_max(axis=0, subset=quickest, props="font-weight: bold")
         .set_table_styles([{"selector": "td, th", "props": "text-align: right"}])
     )

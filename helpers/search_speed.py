@@ -30,7 +30,7 @@ from helpers.config import ROOT
 from helpers.device import median_seconds, read_bandwidth
 from helpers.metrics import evaluate_ranking, prefix
 from helpers.models import encode_queries, load_model
-from helpers.plots import search_frame
+from helpers.plots import search_forms, search_frame
 from helpers.publish import replace_section
 from helpers.search import overlap, rerank_options, sample, shortlist_index
 from helpers.speed import medians
@@ -347,9 +347,10 @@ def readme_search(table: pd.DataFrame) -> str:
             f"| {full_dim} dimensions | " + " | ".join(frame.columns) + " |",
             "| --- " + "| ---: " * len(frame.columns) + "|",
         ]
-        for name, row in frame.iterrows():
-            cells = [_cell(column, value) for column, value in row.items()]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        forms = search_forms(frame).items()
+        for method, row in frame.iterrows():
+            cells = ["" if pd.isna(row[name]) else form.format(row[name]) for name, form in forms]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
         lines.append("")
     lines += [
         f"Recall and MRR: on the {real:,} passages and the test queries of the tuned model, with "
@@ -360,16 +361,6 @@ def readme_search(table: pd.DataFrame) -> str:
         f"on: {table['machine'].iloc[0]}.",
     ]
     return "\n".join([*lines, END])
-
-
-def _cell(column: str, value: float) -> str:
-    if pd.isna(value):
-        return ""
-    if "@" in column:
-        return f"{value:.3f}"
-    if column.startswith(("ms", "build")):
-        return f"{value:.3g}"
-    return f"{value:.1f}" if column.startswith("times") else f"{value:.0f}"
 
 
 def main(arguments: list[str] | None = None) -> int:

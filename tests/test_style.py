@@ -28,6 +28,7 @@ def test_every_requirement_has_a_tested_version():
 
 def test_the_readme_has_the_two_commands_and_both_take_the_tested_versions():
     text = (ROOT / "README.md").read_text()
-    for mark in ("<!-- main command -->", "<!-- test command -->"):
-        command = text.split(mark)[1].split("```")[1]
-        assert re.search(r"-r requirements(-scale)?\.txt -c constraints\.txt", command)
+    files = {"main": "requirements.txt", "test": "requirements-scale.txt"}
+    for name, file in files.items():
+        command = text.split(f"<!-- {name} command -->")[1].split("```")[1]
+        assert f"-r {file} -c constraints.txt" in command

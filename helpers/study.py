@@ -124,7 +124,11 @@ def ideas(experiment: Experiment) -> dict[str, Idea]:
         "symmetric": Idea(loss=both_ways),
         "larger_scale": Idea({"scale": 1.5 * experiment.scale}),
         "twice_the_rate": Idea({"learning_rate": 2 * experiment.learning_rate}),
+        "half_the_batch": Idea({"batch_size": experiment.batch_size // 2}),
         "twice_the_batch": Idea({"batch_size": 2 * experiment.batch_size}),
+        "two_epochs": Idea({"epochs": 2 * experiment.epochs}),
+        "no_warmup": Idea({"warmup": 0.0}),
+        "longer_warmup": Idea({"warmup": 0.3}),
         # What the rotation does without Matryoshka: the plain loss, on the rotated start.
         "mnrl_rotated_first": Idea({"rotate": True}, of="mnrl"),
         # More budget, with the control that had as much.

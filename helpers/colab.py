@@ -30,15 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HELD = ("torch", "numpy", "pandas")
 
 # Requirements that no notebook imports, and of which some would upset Colab's own server.
-NOT_NEEDED = {
-    "jupyterlab",
-    "nbmake",
-    "hypothesis",
-    "pytrec-eval-terrier",
-    "psutil",
-    "ruff",
-    "botocore",
-}
+NOT_NEEDED = {"jupyterlab", "nbmake", "botocore"}
 
 CELL = Template("""\
 import subprocess
@@ -243,7 +235,7 @@ def _renew(notebook, cell: str, sign: str) -> bool:
     Outputs do not depend on the address and the tag: where nothing else of the cell changes,
     outputs that were of the notebook's code still are.
     """
-    from helpers.publish import code_sha256  # not up there, for the same reason
+    from helpers.files import code_sha256  # not up there, for the same reason
 
     intro = notebook.cells[0]
     code = next(cell for cell in notebook.cells if cell.cell_type == "code")

@@ -277,6 +277,8 @@ PRESETS = {
     ),
 }
 
+LARGE = PRESETS["msmarco"]  # the one that wants a GPU
+
 
 def from_toml(path: Path) -> Experiment:
     """A reader's own experiment: a TOML file that names a preset and overrides its fields.
@@ -398,9 +400,9 @@ def resolve(choice: str = "auto", held: Experiment | None = None) -> tuple[Exper
 
     if not torch.cuda.is_available():
         return PRESETS["wikipedia"], "no CUDA GPU here"
-    if not _hub_answers(PRESETS["msmarco"]):
+    if not _hub_answers(LARGE):
         return PRESETS["wikipedia"], "a GPU, but the Hugging Face Hub does not answer"
-    return PRESETS["msmarco"], "a GPU, and the Hugging Face Hub answers"
+    return LARGE, "a GPU, and the Hugging Face Hub answers"
 
 
 def _hub_answers(experiment: Experiment) -> bool:

@@ -89,8 +89,8 @@ def plot_scores(scores: pd.DataFrame, metric: str) -> Figure:
         raise ValueError(f"scores has no column {sorted(missing)[0]!r}")
     if unknown := sorted(set(scores["model"]) - set(STYLE)):
         raise ValueError(f"model is {unknown[0]!r}: allowed are {', '.join(MODELS)}")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6))
-    ends = {}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6))
+    ends, shares = {}, {}
     for model in [model for model in MODELS if model in set(scores["model"])]:
         label, colour, line = STYLE[model]
         rows = scores[scores["model"] == model].sort_values("dim")
@@ -101,7 +101,9 @@ def plot_scores(scores: pd.DataFrame, metric: str) -> Figure:
         style = {"color": colour, "linestyle": line, "marker": "o", "markersize": 4}
         dims = rows["dim"].astype(int)
         left.plot(dims, rows[metric], **style)
-        right.plot(dims, 100 * rows[metric] / rows[metric].iloc[-1], **style)
+        share = 100 * rows[metric] / rows[metric].iloc[-1]
+        right.plot(dims, share, **style)
+        shares[label] = (share.iloc[0], colour)
     left.set_title(metric_name(metric))
     right.set_title("Share of its own full-size score, %")
     dims = sorted(scores["dim"].dropna().astype(int).unique())
@@ -109,7 +111,8 @@ def plot_scores(scores: pd.DataFrame, metric: str) -> Figure:
         _dimension_axis(axes, dims)
     left.set_ylim(0, 1)
     right.set_ylim(0, 104)
-    _label_ends(left, ends)
+    label_ends(left, ends)
+    label_ends(right, shares)
     figure.tight_layout()
     return figure
 
@@ -141,7 +144,86 @@ def plot_intervals(intervals: pd.DataFrame, metric: str) -> Figure:
     _dimension_axis(axes, dims)
     axes.set_ylim(0, 1)
     axes.set_title(metric_name(metric))
-    _label_ends(axes, ends)
+    label_ends(axes, ends)
+    figure.tight_layout()
+    return figure
+
+
+def plot_training(
+    logs: Mapping[str, pd.DataFrame], untrained: Mapping[str, Mapping[str, float]]
+) -> Figure:
+    """Training in two panels: the loss as a share of its first value, and the dev scores.
+
+    Args:
+        logs: For each model the log of its training: columns ``step``, ``loss`` and, for each
+            size, one such as ``dev_mrr@10_at_64``; NaN where a step has none.
+        untrained: For each model its dev scores before training, by the same columns.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4))
+    losses, scores = {}, {}
+    for name, log in logs.items():
+        label, colour, _ = STYLE[name]
+        loss = log.dropna(subset="loss").set_index("step")["loss"]
+        left.plot(loss / loss.iloc[0], color=colour)
+        losses[label] = (loss.iloc[-1] / loss.iloc[0], colour)
+        columns = sorted(untrained[name], key=lambda column: int(column.rsplit("_", 1)[1]))
+        for column, line in zip(columns, (":", "-"), strict=True):
+            taken = log.dropna(subset=column)
+            points = [untrained[name][column], *taken[column]]
+            right.plot([0, *taken["step"]], points, color=colour, linestyle=line, marker="o", ms=4)
+            scores[f"{label}, {column.rsplit('_', 1)[1]}"] = (points[-1], colour)
+    metric = metric_name(columns[0].split("_")[1])
+    left.set_title("Loss, as a share of its first value")
+    right.set_title(f"Dev {metric} by dimensions")
+    left.set_ylim(bottom=0)
+    for axes, ends in ((left, losses), (right, scores)):
+        axes.set_xlabel("step")
+        label_ends(axes, ends)
+    figure.tight_layout()
+    return figure
+
+
+def plot_differences(scores: pd.DataFrame, reference: str, title: str) -> Figure:
+    """Scores of models as differences from one of them, against the dimensions kept.
+
+    Args:
+        scores: One row a model, one column a dimension.
+        reference: The model that the others are compared with.
+        title: What the differences are of.
+    """
+    figure, axes = plt.subplots(figsize=(9, 4.2))
+    ends = {}
+    for name in scores.index.drop(reference):
+        label, colour, line = STYLE[name]
+        difference = scores.loc[name] - scores.loc[reference]
+        axes.plot(scores.columns, difference, marker="o", ms=4, color=colour, linestyle=line)
+        ends[label] = (difference[min(scores.columns)], colour)
+    axes.axhline(0, color="black", linewidth=0.8)
+    _dimension_axis(axes, sorted(scores.columns))
+    axes.set_title(title)
+    label_ends(axes, ends)
+    figure.tight_layout()
+    return figure
+
+
+def plot_blocks(scores: pd.DataFrame, title: str) -> Figure:
+    """What each block of numbers finds by itself: one line a model.
+
+    Args:
+        scores: One row a model, one column a block, called by its first number.
+        title: What the scores are.
+    """
+    figure, axes = plt.subplots(figsize=(9, 4.2))
+    ends = {}
+    for name, row in scores.iterrows():
+        label, colour, line = STYLE[name]
+        axes.plot(scores.columns, row, marker="o", ms=4, color=colour, linestyle=line)
+        ends[label] = (row.iloc[-1], colour)
+    axes.set_xticks(scores.columns)
+    axes.set_xlabel("first number of the block")
+    axes.set_ylim(bottom=0)
+    axes.set_title(title)
+    label_ends(axes, ends)
     figure.tight_layout()
     return figure
 
@@ -170,7 +252,7 @@ def plot_shortlists(found: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("passages in the shortlist")
         axes.set_title(title)
-        _label_ends(axes, ends)
+        label_ends(axes, ends)
     figure.tight_layout()
     return figure
 
@@ -285,8 +367,13 @@ def metric_name(metric: str) -> str:
     return {"mrr": "MRR", "recall": "Recall", "ndcg": "nDCG"}[name] + "@" + k
 
 
-def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
-    """Write each line's name beside its right end, moved apart where they would overlap."""
+def label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
+    """Write each line's name beside its right end, moved apart where they would overlap.
+
+    Args:
+        axes: Where the lines are; set its limits first.
+        ends: For each name the height at which its line ends, and its colour.
+    """
     low, high = axes.get_ylim()
     gap = (high - low) * 0.058
     places = sorted(ends.items(), key=lambda item: item[1][0])
@@ -348,6 +435,35 @@ def before_after(scores: pd.DataFrame, metrics: list[str]) -> "pd.io.formats.sty
     return frame.style.format("{:.3f}").format("{:+.3f}", subset=differences)
 
 
+def left_aligned(
+    styler: "pd.io.formats.style.Styler", columns: list[str]
+) -> "pd.io.formats.style.Styler":
+    """A table for display with columns of text to the left; numbers stay to the right."""
+    rules = {column: [{"selector": "", "props": "text-align: left"}] for column in columns}
+    return styler.set_table_styles(rules, overwrite=False)
+
+
+def prediction_table(
+    predicted: Mapping[str, float], measured: Mapping[str, float], form: str = "{:.3f}"
+) -> "pd.io.formats.style.Styler":
+    """What was predicted and what was measured, in rows, and the difference with its sign.
+
+    Args:
+        predicted: The values by what they are of; a unit stands in the name.
+        measured: The same names.
+        form: How a value is written.
+
+    Raises:
+        ValueError: something was predicted and not measured, or the other way round.
+    """
+    if odd := set(predicted) ^ set(measured):
+        raise ValueError(f"{sorted(odd)[0]!r} is not in both predicted and measured")
+    frame = pd.DataFrame({"predicted": predicted, "measured": measured}).loc[list(predicted)]
+    frame["measured - predicted"] = frame["measured"] - frame["predicted"]
+    signed = form.replace("{:", "{:+")
+    return frame.style.format(form).format(signed, subset=["measured - predicted"])
+
+
 def difference_table(differences: pd.DataFrame, metric: str) -> "pd.io.formats.style.Styler":
     """Paired differences for display, those that are seen in bold.
 
@@ -364,13 +480,14 @@ def difference_table(differences: pd.DataFrame, metric: str) -> "pd.io.formats.s
     shown["p"] = ["< 0.001" if p < 0.001 else f"{p:.3f}" for p in shown["p_value"]]
     seen = (differences["low"] > 0) | (differences["high"] < 0)
     columns = ["dim", "before", "after", "mean", "95% interval", "p"]
-    return (
+    table = (
         shown[columns]
         .style.format({"mean": "{:+.3f}"}, escape="html")
         .set_properties(subset=(seen, ["mean"]), **{"font-weight": "bold"})
         .set_caption(f"{metric_name(metric)}, after minus before")
         .hide()
     )
+    return left_aligned(table, ["before", "after"])
 
 
 def seeds_frame(differences: pd.DataFrame) -> pd.DataFrame:
@@ -404,7 +521,8 @@ def seeds_frame(differences: pd.DataFrame) -> pd.DataFrame:
 def seeds_table(differences: pd.DataFrame) -> "pd.io.formats.style.Styler":
     """:func:`seeds_frame` for display: differences with a sign."""
     frame = seeds_frame(differences)
-    return frame.style.format("{:+.3f}", subset=["mean", "min", "max"]).hide()
+    shown = frame.style.format("{:+.3f}", subset=["mean", "min", "max"]).hide()
+    return left_aligned(shown, ["before", "after"])
 
 
 def difference_sentences(differences: pd.DataFrame, metric: str) -> list[str]:

@@ -6,7 +6,6 @@ together.
 """
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
@@ -14,7 +13,9 @@ import nbformat
 import pandas as pd
 
 from helpers.artifacts import NOTEBOOKS, ArtifactError, Run, find_run, short
-from helpers.config import ROOT
+from helpers.config import LARGE, ROOT
+from helpers.course import MAP, readme_map
+from helpers.files import code_sha256
 from helpers.plots import (
     difference_sentences,
     markdown_table,
@@ -24,28 +25,46 @@ from helpers.plots import (
 )
 
 START, END = "<!-- results: start -->", "<!-- results: end -->"
+SUMMARY = "<!-- summary: start -->", "<!-- summary: end -->"
+HEADLINE = ("bm25", "base", "mnrl_rotated", "tuned")  # the models of the README's first table
 
 
-def code_sha256(notebook) -> str:
-    """The SHA-256 of a notebook's code cells: its outputs belong to exactly this code."""
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    return hashlib.sha256("\0".join(code).encode()).hexdigest()
+def readme_summary(results: pd.DataFrame, small: int, figure: str) -> str:
+    """The README's first screen of results, as Markdown: one table, one sentence, one figure.
+
+    Args:
+        results: The scores of one run.
+        small: The prefix length that the series is about.
+        figure: Path of the figure, relative to the README.
+    """
+    mrr = next(name for name in results if name.startswith("mrr@"))
+    full = int(results["dim"].max())
+    score = results.set_index(["model", "dim"])[mrr]
+    kept = {name: score[name, small] / score[name, full] for name in ("base", "tuned")}
+    lines = [
+        SUMMARY[0],
+        markdown_table(results[results["model"].isin(HEADLINE)], mrr),
+        "",
+        f"At {small} of {full} dimensions the tuned model keeps {kept['tuned']:.1%} of its "
+        f"full-size {metric_name(mrr)}, the base model {kept['base']:.1%} of its own.",
+        "",
+        f"![{metric_name(mrr)} against dimensions kept, with every control]({figure})",
+        SUMMARY[1],
+    ]
+    return "\n".join(lines)
 
 
-def readme_results(results: pd.DataFrame, differences: pd.DataFrame, figure: str) -> str:
+def readme_results(results: pd.DataFrame, differences: pd.DataFrame) -> str:
     """The README's section of results, as Markdown, from the tables that notebook 5 wrote.
 
     Args:
         results: The scores of one run.
         differences: Its paired differences.
-        figure: Path of the figure, relative to the README.
     """
     mrr, recall = (next(n for n in results if n.startswith(m)) for m in ("mrr@", "recall@"))
     first = results.iloc[0]
     lines = [
         START,
-        f"![{metric_name(mrr)} against dimensions kept]({figure})",
-        "",
         "What came out (paired differences on the same queries, 95% intervals, one training seed):",
         "",
         *(f"- {sentence}" for sentence in difference_sentences(differences, mrr)),
@@ -103,9 +122,22 @@ def executed_notebooks(run: Run) -> dict[str, nbformat.NotebookNode]:
         for cell, done in zip(cells, ran, strict=True):  # prose may have been mended since
             cell.outputs, cell.execution_count = done.outputs, done.execution_count
         source.metadata = notebook.metadata
+        source.metadata.pop("seconds", None)  # they stand in results/
         source.metadata["matryoshka"] = {"run": run.id, "code_sha256": code_sha256(source)}
         found[name] = source
     return found
+
+
+def run_seconds(run: Run) -> pd.DataFrame:
+    """How long each executed notebook of a run took: ``preset``, ``notebook``, ``seconds``,
+    ``machine`` and ``run``, one row a notebook.
+    """
+    rows = []
+    for name in NOTEBOOKS:
+        executed = nbformat.read(run.folder / "notebooks" / f"{name}.ipynb", as_version=4)
+        rows.append((run.experiment.name, name, executed.metadata["seconds"]))
+    frame = pd.DataFrame(rows, columns=["preset", "notebook", "seconds"])
+    return frame.assign(machine=str(run.machine), run=run.id)
 
 
 def publish(run: Run, root: Path = ROOT) -> list[Path]:
@@ -127,17 +159,25 @@ def publish(run: Run, root: Path = ROOT) -> list[Path]:
     name = run.experiment.name
     readme = root / "README.md"
     figure = root / "results" / f"{name}.png"
-    text = replace_section(
-        readme.read_text(encoding="utf-8"),
-        readme_results(results, differences, f"results/{name}.png"),
-    )
+    seconds = run_seconds(run)
+    text = readme.read_text(encoding="utf-8")
+    for section, (start, end) in (
+        (readme_summary(results, run.experiment.small_dim, f"results/{name}.png"), SUMMARY),
+        (readme_results(results, differences), (START, END)),
+        (readme_map(seconds, LARGE), MAP),
+    ):
+        text = replace_section(text, section, start, end)
     (root / "results").mkdir(exist_ok=True)
     (root / "notebooks").mkdir(exist_ok=True)
     use_style()
     plot_scores(results, f"mrr@{run.experiment.k}").savefig(
         figure, dpi=160, bbox_inches="tight", metadata={"Description": run.id}
     )
-    tables = {f"{name}.csv": results, f"{name}_differences.csv": differences}
+    tables = {
+        f"{name}.csv": results,
+        f"{name}_differences.csv": differences,
+        f"{name}_seconds.csv": seconds,
+    }
     for file, table in tables.items():
         table.to_csv(root / "results" / file, index=False)
     readme.write_text(text, encoding="utf-8")

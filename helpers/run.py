@@ -111,6 +111,7 @@ def run_notebook(source: Path, target: Path, preset: str | None = None) -> None:
     finally:
         watcher.done.set()
         tidy(notebook)
+        notebook.metadata["seconds"] = round(time.monotonic() - watcher.begin, 1)
         target.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, target)
 

@@ -20,7 +20,7 @@ from packaging.version import Version
 from helpers import colab
 from helpers.artifacts import NOTEBOOKS
 from helpers.config import ROOT
-from helpers.publish import code_sha256
+from helpers.files import code_sha256
 
 ADDRESS = "https://github.com/owner/name"
 REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8")
@@ -179,7 +179,9 @@ def shelf(tmp_path, monkeypatch):
 
 def test_it_installs_what_is_missing_or_below_its_range_and_holds_the_rest(shelf, capsys):
     shelf.put("shelved_one", "1.0")
-    shelf.ask_for("shelved_one>=2  # why", "", "# a line", "shelved_two==0.1.0", "torch>=2", "ruff")
+    shelf.ask_for(
+        "shelved_one>=2  # why", "", "# a line", "shelved_two==0.1.0", "torch>=2", "nbmake"
+    )
     colab.prepare()
     ((asked, constraints),) = shelf.asked
     assert asked == ["shelved_one>=2", "shelved_two==0.1.0"]
@@ -344,7 +346,7 @@ def test_on_a_colab_machine_a_notebook_alone_runs_whole_in_the_first_go(machine,
         assert Version(after[name]) >= Version(version), name
     for name in ("torch", "numpy", "pandas"):
         assert after[name] == before[name]
-    assert not colab.NOT_NEEDED - {"psutil"} & set(after)  # ipykernel brings psutil
+    assert not colab.NOT_NEEDED & set(after)
     assert {path.name for path in content.iterdir()} == {"01_setup.ipynb", "matryoshka"}
 
     # The first cell once more: with nothing to fetch from, it finds all that it needs.

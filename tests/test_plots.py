@@ -1,6 +1,7 @@
 """Tables, figures and the model card, on scores that are easy to check by eye."""
 
 import itertools
+import re
 
 import pandas as pd
 import pytest
@@ -13,12 +14,17 @@ from helpers.plots import (
     before_after_frame,
     difference_sentences,
     difference_table,
+    left_aligned,
     markdown_table,
     metric_name,
+    plot_blocks,
+    plot_differences,
     plot_intervals,
     plot_scores,
     plot_search,
     plot_shortlists,
+    plot_training,
+    prediction_table,
     score_table,
     search_frame,
     search_table,
@@ -79,6 +85,7 @@ def test_the_figure_draws_scores_and_their_share_of_full_size():
     assert shares[STYLE["base"][1]] == pytest.approx([40, 100])
     names = {text.get_text() for text in left.texts}
     assert names == {STYLE[model][0] for model in SCORES["model"].unique()}
+    assert {text.get_text() for text in right.texts} == names - {STYLE["bm25"][0]}
     assert left.xaxis_inverted()
 
 
@@ -122,6 +129,57 @@ def test_differences_are_said_as_they_are():
     assert html.count("font-weight: bold") == 1  # one rule, for the two that are seen
     for part in ("+0.020", "-0.030", "&lt; 0.001", "0.800"):
         assert part in html
+
+
+def test_a_prediction_stands_beside_what_was_measured():
+    html = prediction_table({"a": 1.0, "b": 2.0}, {"b": 1.5, "a": 1.25}, "{:.2f}").to_html()
+    cells = re.findall(r">([-+\d.]+)</td>", html)
+    assert cells == ["1.00", "1.25", "+0.25", "2.00", "1.50", "-0.50"]
+    with pytest.raises(ValueError, match="'b' is not in both"):
+        prediction_table({"a": 1.0}, {"a": 1.0, "b": 2.0})
+
+
+def test_text_stands_left_and_numbers_right():
+    frame = pd.DataFrame({"name": ["x"], "value": [1.0]})
+    html = left_aligned(frame.style, ["name"]).to_html()
+    rules = re.findall(r"#\w+ (\S+) \{\s*text-align: left", html)
+    assert rules == [".col0"]
+
+
+def test_training_is_drawn_from_before_its_first_step():
+    log = pd.DataFrame(
+        {
+            "step": [1, 2, 2],
+            "loss": [4.0, 2.0, None],
+            "dev_mrr@10_at_64": [None, None, 0.5],
+            "dev_mrr@10_at_384": [None, None, 0.7],
+        }
+    )
+    before = {"dev_mrr@10_at_64": 0.3, "dev_mrr@10_at_384": 0.6}
+    left, right = plot_training({"tuned": log}, {"tuned": before}).axes
+    assert left.lines[0].get_ydata().tolist() == [1, 0.5]
+    assert {tuple(line.get_ydata()) for line in right.lines} == {(0.3, 0.5), (0.6, 0.7)}
+    assert {text.get_text() for text in right.texts} == {
+        "tuned Matryoshka, 64",
+        "tuned Matryoshka, 384",
+    }
+
+
+def test_differences_are_drawn_against_the_reference():
+    frame = pd.DataFrame({64: [0.5, 0.75], 384: [0.75, 0.5]}, index=["mnrl", "tuned"])
+    (axes,) = plot_differences(frame, "mnrl", "a title").axes
+    assert axes.lines[0].get_ydata().tolist() == [0.25, -0.25]
+    assert [text.get_text() for text in axes.texts] == ["tuned Matryoshka"]
+
+
+def test_blocks_are_drawn_where_they_begin():
+    frame = pd.DataFrame({0: [0.5, 0.75], 32: [0.5, 0.25]}, index=["base", "tuned"])
+    (axes,) = plot_blocks(frame, "a title").axes
+    assert [line.get_xydata().tolist() for line in axes.lines] == [
+        [[0, 0.5], [32, 0.5]],
+        [[0, 0.75], [32, 0.25]],
+    ]
+    assert {text.get_text() for text in axes.texts} == {"base", "tuned Matryoshka"}
 
 
 def test_metric_names():

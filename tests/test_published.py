@@ -10,15 +10,18 @@ import PIL.Image
 import pytest
 
 from helpers.artifacts import ArtifactError, open_run
-from helpers.config import PRESETS, ROOT
+from helpers.config import LARGE, PRESETS, ROOT
+from helpers.course import MAP, readme_map
 from helpers.plots import wide_scores
 from helpers.publish import (
     END,
     START,
+    SUMMARY,
     code_sha256,
     executed_notebooks,
     publish,
     readme_results,
+    readme_summary,
     replace_section,
 )
 from helpers.search_speed import methods, readme_search
@@ -26,6 +29,7 @@ from helpers.search_speed import methods, readme_search
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RESULTS = pd.read_csv(ROOT / "results" / "wikipedia.csv", dtype={"dim": "Int64"})
 DIFFERENCES = pd.read_csv(ROOT / "results" / "wikipedia_differences.csv")
+SECONDS = pd.read_csv(ROOT / "results" / "wikipedia_seconds.csv")
 COLUMNS = ["preset", "model", "dim", "mrr@10", "recall@10", "ndcg@10"]
 COLUMNS += ["num_queries", "num_passages", "seed", "train_seconds", "run"]
 
@@ -129,10 +133,27 @@ def test_the_differences_are_those_of_the_results():
         assert row.low <= row.mean <= row.high
 
 
-def test_the_readme_shows_the_results():
+def test_the_readme_shows_the_results_and_the_map():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text[text.index(START) : text.index(END) + len(END)]
-    assert section == readme_results(RESULTS, DIFFERENCES, "results/wikipedia.png")
+    small = PRESETS["wikipedia"].small_dim
+    assert readme_summary(RESULTS, small, "results/wikipedia.png") in text
+    assert readme_results(RESULTS, DIFFERENCES) in text
+    assert readme_map(SECONDS, LARGE) in text
+    assert text.index(SUMMARY[0]) < text.index("<!-- main command -->") < text.index(MAP[0])
+
+
+def test_the_times_are_of_the_run_and_of_all_of_it():
+    assert SECONDS["notebook"].tolist() == [path.stem for path in PATHS]
+    assert SECONDS["run"].unique().tolist() == RESULTS["run"].unique().tolist()
+    took = SECONDS.set_index("notebook")["seconds"]
+    trained = RESULTS.drop_duplicates("model")["train_seconds"].sum()
+    assert took["04_training"] > trained > 0, "notebook 4 was timed with its trainings"
+
+
+def test_the_map_shown_in_notebook_1_is_of_the_published_run():
+    minutes = [f"{value / 60:.1f}" for value in SECONDS["seconds"]]
+    shown = [rows for rows in tables_of("01_setup") if "minutes, laptop" in rows[0]]
+    assert [row[3] for row in shown[0][1:]] == minutes
 
 
 def test_64_dimensions_after_beat_full_size_before():
@@ -148,12 +169,14 @@ def finished(tmp_path, runs):
     run.save("differences.csv", DIFFERENCES.assign(run=run.id), "evaluation")
     committed = RESULTS["run"].iloc[0]
     (run.folder / "notebooks").mkdir()
-    for path in PATHS:
-        content = path.read_text().replace(committed, run.id)
-        (run.folder / "notebooks" / path.name).write_text(content)
+    for path, took in zip(PATHS, SECONDS["seconds"], strict=True):
+        content = nbformat.reads(path.read_text().replace(committed, run.id), as_version=4)
+        content.metadata["seconds"] = took
+        nbformat.write(content, run.folder / "notebooks" / path.name)
     root = tmp_path / "repository"
     root.mkdir()
-    (root / "README.md").write_text(f"before\n{START}\nof last time\n{END}\nafter\n")
+    places = "\n".join(f"{a}\nof last time\n{b}" for a, b in ((START, END), SUMMARY, MAP))
+    (root / "README.md").write_text(f"before\n{places}\nafter\n")
     return run, root
 
 
@@ -167,8 +190,13 @@ def test_publishing_renews_readme_table_figure_and_notebooks(tmp_path, runs):
     assert run.id in text
     assert pd.read_csv(root / "results" / "wikipedia.csv")["run"].unique().item() == run.id
     assert (root / "results" / "wikipedia.png").stat().st_size > 10_000
+    seconds = pd.read_csv(root / "results" / "wikipedia_seconds.csv")
+    assert seconds["seconds"].tolist() == SECONDS["seconds"].tolist()
+    assert seconds["run"].unique().item() == run.id
     for path in sorted((root / "notebooks").glob("*.ipynb")):
-        assert nbformat.read(path, as_version=4).metadata["matryoshka"]["run"] == run.id
+        metadata = nbformat.read(path, as_version=4).metadata
+        assert metadata["matryoshka"]["run"] == run.id
+        assert "seconds" not in metadata
 
 
 @pytest.mark.parametrize(

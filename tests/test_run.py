@@ -31,6 +31,8 @@ def test_it_prints_cells_and_what_they_print_and_saves_outputs(tmp_path, capsys)
     cells = nbformat.read(tmp_path / "out" / "a.ipynb", as_version=4).cells
     assert cells[1].outputs[0]["data"]["text/plain"] == "2"
     assert [cell.execution_count for cell in cells] == [1, 2]
+    took = nbformat.read(tmp_path / "out" / "a.ipynb", as_version=4).metadata["seconds"]
+    assert 0 < took < 60
 
 
 def test_long_silence_is_broken(tmp_path, capsys, monkeypatch):

@@ -17,18 +17,21 @@ def test_ruff(command):
 
 def requirements(name):
     lines = (ROOT / name).read_text().splitlines()
-    found = [re.match(r"([A-Za-z0-9._-]+)\s*([^#]*)", line) for line in lines]
+    found = [re.match(r"([A-Za-z0-9][\w.-]*)\s*([^#]*)", line) for line in lines]
     return {m[1].lower().replace("_", "-"): m[2].strip() for m in found if m}
 
 
 def test_every_requirement_has_a_tested_version():
-    assert set(requirements("requirements.txt")) <= set(requirements("constraints.txt"))
+    files = sorted(ROOT.glob("requirements*.txt"))
+    assert len(files) == 3
+    for file in files:
+        assert set(requirements(file.name)) <= set(requirements("constraints.txt")), file.name
     assert all(v.startswith("==") for v in requirements("constraints.txt").values())
 
 
 def test_the_readme_has_the_two_commands_and_both_take_the_tested_versions():
     text = (ROOT / "README.md").read_text()
-    files = {"main": "requirements.txt", "test": "requirements-scale.txt"}
+    files = {"main": "requirements.txt", "test": "requirements-dev.txt"}
     for name, file in files.items():
         command = text.split(f"<!-- {name} command -->")[1].split("```")[1]
         assert f"-r {file} -c constraints.txt" in command

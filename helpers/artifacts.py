@@ -325,3 +325,9 @@ def _read_json(path: Path):
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def code_sha256(notebook) -> str:
+    """The SHA-256 of a notebook's code cells: its outputs belong to exactly this code."""
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()

@@ -235,7 +235,7 @@ def _renew(notebook, cell: str, sign: str) -> bool:
     Outputs do not depend on the address and the tag: where nothing else of the cell changes,
     outputs that were of the notebook's code still are.
     """
-    from helpers.files import code_sha256  # not up there, for the same reason
+    from helpers.artifacts import code_sha256  # not up there, for the same reason
 
     intro = notebook.cells[0]
     code = next(cell for cell in notebook.cells if cell.cell_type == "code")

@@ -41,16 +41,22 @@ class Explorer:
                 f"encoders are of {sorted(encoders)}, corpora of {sorted(corpora)}: "
                 "both must hold the same models"
             )
+        if unknown := sorted(set(encoders) - set(STYLE)):
+            raise ValueError(f"model is {unknown[0]!r}: allowed are {', '.join(STYLE)}")
+        if not len(titles):
+            raise ValueError("there are no passages to search")
         if wrong := {len(corpus) for corpus in corpora.values()} - {len(titles)}:
             raise ValueError(f"there are {len(titles)} titles, but {wrong.pop()} passages")
         self.encoders, self.corpora, self.titles = dict(encoders), dict(corpora), list(titles)
         self.k = min(k, len(titles))
         self.full_dim = min(corpus.shape[1] for corpus in corpora.values())
         self.asked: dict[str, torch.Tensor] = {}  # the embeddings of the last query
+        self.right: dict[str, set[int]] = {}  # what is found for it at full size
 
     def ask(self, query: str) -> None:
         """Embed a query with every model; what is found is read with :meth:`found`."""
         self.asked = {name: encode(query)[None] for name, encode in self.encoders.items()}
+        self.right = {name: {*self.found(name, self.full_dim)} for name in self.asked}
 
     def found(self, name: str, dim: int) -> list[int]:
         """Row numbers of the first ``k`` passages for the last query, best first."""
@@ -64,9 +70,8 @@ class Explorer:
         """
         columns = {}
         for name in self.encoders:
-            right = set(self.found(name, self.full_dim))
             columns[STYLE[name][0]] = [
-                _cell(self.titles[row], row in right) for row in self.found(name, dim)
+                _cell(self.titles[row], row in self.right[name]) for row in self.found(name, dim)
             ]
         head = "".join(f"<th>{escape(name)}</th>" for name in columns)
         rows = "".join(
@@ -79,9 +84,9 @@ class Explorer:
         )
 
     def overview(self, query: str) -> pd.DataFrame:
-        """The first passage at several sizes, one row a size and one column a model.
+        """The first passage at several sizes, and how many of the first ``k`` full size finds, too.
 
-        Also how many of the first ``k`` are those of full size.
+        One row a size, two columns a model.
         """
         self.ask(query)
         rows = {}
@@ -90,9 +95,9 @@ class Explorer:
             row = rows[dim] = {}
             for name in self.encoders:
                 here = self.found(name, dim)
-                same = len({*here} & {*self.found(name, self.full_dim)})
-                row[STYLE[name][0], "first"] = self.titles[here[0]]
-                row[STYLE[name][0], "as at full size"] = f"{same} of {self.k}"
+                same = len({*here} & self.right[name])
+                row[STYLE[name][0], "first passage"] = self.titles[here[0]]
+                row[STYLE[name][0], "found at full size, too"] = f"{same} of {self.k}"
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("dimensions")
         frame.columns = pd.MultiIndex.from_tuples(frame.columns)
         return frame

@@ -124,9 +124,3 @@ def _parquet(path: Path) -> Iterator[Row]:
             for columns in batch.to_pylist():
                 number += 1
                 yield Row(f"row {number}", columns)
-
-
-def code_sha256(notebook) -> str:
-    """The SHA-256 of a notebook's code cells: its outputs belong to exactly this code."""
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    return hashlib.sha256("\0".join(code).encode()).hexdigest()

@@ -111,8 +111,8 @@ def plot_scores(scores: pd.DataFrame, metric: str) -> Figure:
         _dimension_axis(axes, dims)
     left.set_ylim(0, 1)
     right.set_ylim(0, 104)
-    label_ends(left, ends)
-    label_ends(right, shares)
+    _label_ends(left, ends)
+    _label_ends(right, shares)
     figure.tight_layout()
     return figure
 
@@ -144,7 +144,7 @@ def plot_intervals(intervals: pd.DataFrame, metric: str) -> Figure:
     _dimension_axis(axes, dims)
     axes.set_ylim(0, 1)
     axes.set_title(metric_name(metric))
-    label_ends(axes, ends)
+    _label_ends(axes, ends)
     figure.tight_layout()
     return figure
 
@@ -155,8 +155,8 @@ def plot_training(
     """Training in two panels: the loss as a share of its first value, and the dev scores.
 
     Args:
-        logs: For each model the log of its training: columns ``step``, ``loss`` and, for each
-            size, one such as ``dev_mrr@10_at_64``; NaN where a step has none.
+        logs: For each model the log of its training: columns ``step``, ``loss`` and, for both
+            sizes, one such as ``dev_mrr@10_at_64``; NaN where a step has none.
         untrained: For each model its dev scores before training, by the same columns.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4))
@@ -178,7 +178,7 @@ def plot_training(
     left.set_ylim(bottom=0)
     for axes, ends in ((left, losses), (right, scores)):
         axes.set_xlabel("step")
-        label_ends(axes, ends)
+        _label_ends(axes, ends)
     figure.tight_layout()
     return figure
 
@@ -201,7 +201,7 @@ def plot_differences(scores: pd.DataFrame, reference: str, title: str) -> Figure
     axes.axhline(0, color="black", linewidth=0.8)
     _dimension_axis(axes, sorted(scores.columns))
     axes.set_title(title)
-    label_ends(axes, ends)
+    _label_ends(axes, ends)
     figure.tight_layout()
     return figure
 
@@ -223,7 +223,7 @@ def plot_blocks(scores: pd.DataFrame, title: str) -> Figure:
     axes.set_xlabel("first number of the block")
     axes.set_ylim(bottom=0)
     axes.set_title(title)
-    label_ends(axes, ends)
+    _label_ends(axes, ends)
     figure.tight_layout()
     return figure
 
@@ -252,7 +252,7 @@ def plot_shortlists(found: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("passages in the shortlist")
         axes.set_title(title)
-        label_ends(axes, ends)
+        _label_ends(axes, ends)
     figure.tight_layout()
     return figure
 
@@ -367,7 +367,7 @@ def metric_name(metric: str) -> str:
     return {"mrr": "MRR", "recall": "Recall", "ndcg": "nDCG"}[name] + "@" + k
 
 
-def label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
+def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
     """Write each line's name beside its right end, moved apart where they would overlap.
 
     Args:

@@ -1,8 +1,8 @@
 """Puts a finished run into the repository: ``python -m helpers.publish wikipedia``.
 
-Copies the executed notebooks over ``notebooks/``, the results to ``results/``, and renews the
-table and the figure of the README. Nothing is copied unless everything is there and belongs
-together.
+Copies the executed notebooks over ``notebooks/``, results and times to ``results/``, and renews
+the README's summary, map, tables and figure. Nothing is copied unless everything is there and
+belongs together.
 """
 
 import argparse
@@ -12,10 +12,9 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from helpers.artifacts import NOTEBOOKS, ArtifactError, Run, find_run, short
+from helpers.artifacts import NOTEBOOKS, ArtifactError, Run, code_sha256, find_run, short
 from helpers.config import LARGE, ROOT
 from helpers.course import MAP, readme_map
-from helpers.files import code_sha256
 from helpers.plots import (
     difference_sentences,
     markdown_table,
@@ -40,13 +39,14 @@ def readme_summary(results: pd.DataFrame, small: int, figure: str) -> str:
     mrr = next(name for name in results if name.startswith("mrr@"))
     full = int(results["dim"].max())
     score = results.set_index(["model", "dim"])[mrr]
-    kept = {name: score[name, small] / score[name, full] for name in ("base", "tuned")}
+    kept = {name: score[name, small] / score[name, full] for name in HEADLINE[1:]}
     lines = [
         SUMMARY[0],
         markdown_table(results[results["model"].isin(HEADLINE)], mrr),
         "",
         f"At {small} of {full} dimensions the tuned model keeps {kept['tuned']:.1%} of its "
-        f"full-size {metric_name(mrr)}, the base model {kept['base']:.1%} of its own.",
+        f"full-size {metric_name(mrr)}, plain MNRL, rotated, keeps {kept['mnrl_rotated']:.1%} and "
+        f"the base model {kept['base']:.1%}.",
         "",
         f"![{metric_name(mrr)} against dimensions kept, with every control]({figure})",
         SUMMARY[1],
@@ -131,12 +131,21 @@ def executed_notebooks(run: Run) -> dict[str, nbformat.NotebookNode]:
 def run_seconds(run: Run) -> pd.DataFrame:
     """How long each executed notebook of a run took: ``preset``, ``notebook``, ``seconds``,
     ``machine`` and ``run``, one row a notebook.
+
+    Raises:
+        ArtifactError: one was not timed, or notebook 4 found its models trained already.
     """
+    again = f"delete {short(run.folder)} and run again: python -m helpers.run {run.choice}"
     rows = []
     for name in NOTEBOOKS:
         executed = nbformat.read(run.folder / "notebooks" / f"{name}.ipynb", as_version=4)
+        if "seconds" not in executed.metadata:
+            raise ArtifactError(f"{name} was not timed; {again}")
         rows.append((run.experiment.name, name, executed.metadata["seconds"]))
     frame = pd.DataFrame(rows, columns=["preset", "notebook", "seconds"])
+    results = run.load("results.csv", "evaluation", "05_evaluation").drop_duplicates("model")
+    if frame.set_index("notebook")["seconds"]["04_training"] <= results["train_seconds"].sum():
+        raise ArtifactError(f"04_training was timed without its trainings; {again}")
     return frame.assign(machine=str(run.machine), run=run.id)
 
 

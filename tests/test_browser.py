@@ -120,7 +120,9 @@ def lab(tmp_path_factory):
     }
     command = [sys.executable, "-m", "jupyterlab", *(f"--{k}={v}" for k, v in options.items())]
     with log.open("w") as file:
-        server = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+        server = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+        )
     try:
         wait_for(port, server, log)
         yield f"http://127.0.0.1:{port}", token
@@ -140,11 +142,12 @@ def wait_for(port: int, server: subprocess.Popen, log: Path) -> None:
 
 def end(server: subprocess.Popen) -> None:
     """End the server, and its kernels, which are in process groups of their own."""
-    family = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
-    server.terminate()
-    for process in psutil.wait_procs([*family, psutil.Process(server.pid)], timeout=15)[1]:
-        process.kill()
-    server.wait()
+    if server.poll() is None:
+        family = psutil.Process(server.pid).children(recursive=True)
+        server.terminate()
+        for process in psutil.wait_procs([*family, psutil.Process(server.pid)], timeout=15)[1]:
+            process.kill()
+        server.wait()
 
 
 @pytest.fixture(scope="module")
@@ -172,10 +175,12 @@ def notebook(request, lab, browser):
         cells = nbformat.reads(page.evaluate(MODEL), as_version=4).cells
         yield Opened(name, page, [cell for cell in cells if cell.cell_type == "code"])
     finally:
-        allowed = {"headers": {"Authorization": f"token {token}"}}
-        for session in page.request.get(f"{address}/api/sessions", **allowed).json():
-            page.request.delete(f"{address}/api/sessions/{session['id']}", **allowed)
-        page.close()
+        try:
+            allowed = {"headers": {"Authorization": f"token {token}"}}
+            for session in page.request.get(f"{address}/api/sessions", **allowed).json():
+                page.request.delete(f"{address}/api/sessions/{session['id']}", **allowed)
+        finally:
+            page.close()
 
 
 def test_every_cell_ran_in_order_without_an_error_or_a_warning(notebook):
@@ -190,8 +195,9 @@ def test_every_figure_is_drawn_and_says_in_words_what_it_shows(notebook):
     shown = notebook.outputs("display_data", "execute_result")
     figures = [output for output in shown if "image/png" in output.data]
     assert notebook.page.evaluate(DRAWN) == len(figures)
-    # JupyterLab keeps the text, but does not hand it to the picture; exported pages do.
-    assert all(output.metadata["image/png"]["alt"].strip() for output in figures)
+    # JupyterLab keeps the text, but does not hand it to the picture; nbconvert's classic does.
+    said = [output.metadata.get("image/png", {}).get("alt", "") for output in figures]
+    assert [text for text in said if not text.strip()] == []
 
 
 def test_jupyterlab_complains_of_nothing(notebook):

@@ -18,9 +18,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from helpers import colab
-from helpers.artifacts import NOTEBOOKS
+from helpers.artifacts import NOTEBOOKS, code_sha256
 from helpers.config import ROOT
-from helpers.files import code_sha256
 
 ADDRESS = "https://github.com/owner/name"
 REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8")

@@ -42,8 +42,8 @@ def test_the_overview_has_a_row_a_size_and_says_how_much_stays(explorer):
     overview = explorer.overview("where")
     assert [*overview.index] == [8, 16]
     base = overview[STYLE["base"][0]]
-    assert base["first"].tolist() == ["far", "near"]
-    assert base["as at full size"].tolist() == ["2 of 2", "2 of 2"]
+    assert base["first passage"].tolist() == ["far", "near"]
+    assert base["found at full size, too"].tolist() == ["2 of 2", "2 of 2"]
 
 
 def test_the_slider_and_the_text_box_change_the_table(explorer):
@@ -74,6 +74,7 @@ def test_what_full_size_does_not_find_is_in_italics_and_titles_are_escaped(explo
     assert "<i>far</i>" in explorer.table(8)
     assert "<i>" not in explorer.table(16)
     explorer.k = 4
+    explorer.ask("where")
     assert "<i>" not in explorer.table(8)
     assert "&lt;b&gt;" in explorer.table(8)
     assert "<b>" not in explorer.table(8)
@@ -84,6 +85,10 @@ def test_what_does_not_belong_together_is_refused():
         Explorer({"base": len}, {"tuned": PASSAGES}, TITLES)
     with pytest.raises(ValueError, match="there are 3 titles, but 4 passages"):
         Explorer({"base": len}, {"base": PASSAGES}, TITLES[:3])
+    with pytest.raises(ValueError, match="there are no passages"):
+        Explorer({"base": len}, {"base": PASSAGES[:0]}, [])
+    with pytest.raises(ValueError, match="model is 'best': allowed are bm25"):
+        Explorer({"best": len}, {"best": PASSAGES}, TITLES)
 
 
 def test_a_page_without_widgets_has_the_overview(explorer, capsys, monkeypatch):

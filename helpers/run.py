@@ -117,7 +117,7 @@ def run_notebook(source: Path, target: Path, preset: str | None = None) -> None:
 
 
 def tidy(notebook) -> None:
-    """Take progress bars and the record of when each cell ran out of a notebook, in place."""
+    """Take progress bars, other widgets and when each cell ran out of a notebook, in place."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":

@@ -133,7 +133,6 @@ def anchors(path):
 
 
 def test_links_lead_somewhere(notebook):
-    # The anchor may hold brackets of its own: a heading stands in it as it is.
     for target, anchor in re.findall(r"\]\(([^)#]+)(?:#([^)]+))?\)", markdown(notebook)):
         if target.startswith("https://"):
             continue

@@ -10,6 +10,7 @@ it, the cores of one process.
 """
 
 import argparse
+import gc
 import hashlib
 import os
 import sys
@@ -111,6 +112,9 @@ def main(arguments: list[str] | None = None) -> int:
         disable_progress_bar()
         warnings.filterwarnings("ignore", DEPRECATED, FutureWarning)
         train_tuned(find_run(options.preset, "04_training"))
+        # The trainer, a cycle of references, holds the process group. Its threads have to end
+        # before Python does: one that gloo still works in then aborts the process.
+        gc.collect()
     except KeyboardInterrupt:
         if not rank:
             print("\nstopped; the same command goes on from here", file=sys.stderr)

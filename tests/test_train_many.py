@@ -18,6 +18,18 @@ from helpers.models import load_model
 # With 40 rows an epoch is two full batches and, in one process, one that is not full.
 TOML = 'preset = "smoke"\nbatch_size = 16\nepochs = 5\nevals = 1\nmatryoshka_dims = [384, 64]\n'
 TOML += "matryoshka_weights = [1, 1]\nwarmup = 0.0\n"
+# The command itself, and before Python ends a file that says how many of gloo's threads live on.
+PROGRAM = """
+import atexit, os, pathlib, runpy
+
+def count():
+    names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+    left = pathlib.Path(__file__).with_name("threads_" + os.environ.get("RANK", "alone"))
+    left.write_text(str(sum("gloo" in name for name in names)))
+
+atexit.register(count)
+runpy.run_module("helpers.train_many", run_name="__main__", alter_sys=True)
+"""
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
@@ -35,10 +47,16 @@ def small_run(folder: Path, smoke_data: Path, text: str = TOML) -> Run:
 
 
 def start(run: Run, *launcher: str) -> subprocess.CompletedProcess:
-    launcher = launcher or (sys.executable,)
+    program = run.folder / "program.py"
+    program.write_text(PROGRAM)
     return subprocess.run(
-        [*launcher, "-m", "helpers.train_many", run.choice],
-        env=os.environ | {"MATRYOSHKA_RUNS": str(run.folder.parent), "OMP_NUM_THREADS": "1"},
+        [*(launcher or (sys.executable,)), str(program), run.choice],
+        env=os.environ
+        | {
+            "MATRYOSHKA_RUNS": str(run.folder.parent),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        },
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -66,6 +84,12 @@ def test_two_processes_end_with_equal_weights(two):
     hashes = dict(re.findall(r"^rank (\d)  weights ([0-9a-f]{12})$", done.stdout, re.MULTILINE))
     assert set(hashes) == {"0", "1"}
     assert hashes["0"] == hashes["1"]
+
+
+def test_no_process_ends_while_threads_of_it_still_work(two):
+    """One of them would now and then abort a process that has done all of its work."""
+    run, _ = two
+    assert [run.path(f"threads_{rank}").read_text() for rank in (0, 1)] == ["0", "0"]
 
 
 def test_the_loss_falls(two):

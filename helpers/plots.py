@@ -2,18 +2,19 @@
 
 import io
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Image, display
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart. A model keeps its colour,
-# its name and its place through the series.
+# Okabe and Ito's palette, which colour-blind readers can tell apart, and one of Tol's for the last
+# colour. A model keeps its colour, its name and its place through the series.
 STYLE = {
     "bm25": ("BM25, words only", "#7f7f7f", ":"),
     "base_random": ("base, random dimensions", "#CC79A7", "--"),
@@ -26,10 +27,11 @@ STYLE = {
     "matryoshka_rotated": ("standard Matryoshka, rotated", "#009E73", "--"),
     "matryoshka_short": ("standard + a shorter prefix", "#009E73", ":"),
     "matryoshka_weighted": ("+ weight on short prefixes", "#009E73", "-."),
-    "only_64": ("trained at one short size", "#CC79A7", "-."),
+    "only_64": ("trained at one short size", "#882255", "-."),
     "tuned": ("tuned Matryoshka", "#D55E00", "-"),
 }
 MODELS = tuple(STYLE)
+HEADLINE = ("bm25", "base", "mnrl_rotated", "tuned")  # what the first table of the series shows
 # Ways to search keep a colour by what they compare first: the beginning of their name.
 SEARCH_COLOURS = {
     "exact": "#000000",
@@ -92,18 +94,13 @@ def plot_scores(scores: pd.DataFrame, metric: str) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6))
     ends, shares = {}, {}
     for model in [model for model in MODELS if model in set(scores["model"])]:
-        label, colour, line = STYLE[model]
-        rows = scores[scores["model"] == model].sort_values("dim")
-        ends[label] = (rows[metric].iloc[0], colour)
-        if rows["dim"].isna().any():
-            left.axhline(rows[metric].iloc[0], color=colour, linestyle=line)
+        score = scores[scores["model"] == model].set_index("dim")[metric]
+        if score.index.hasnans:
+            _level(left, model, score.iloc[0])
             continue
-        style = {"color": colour, "linestyle": line, "marker": "o", "markersize": 4}
-        dims = rows["dim"].astype(int)
-        left.plot(dims, rows[metric], **style)
-        share = 100 * rows[metric] / rows[metric].iloc[-1]
-        right.plot(dims, share, **style)
-        shares[label] = (share.iloc[0], colour)
+        score = score.set_axis(score.index.astype(int)).sort_index(ascending=False)
+        _line(left, model, score, ends)
+        _line(right, model, 100 * score / score.iloc[0], shares)
     left.set_title(metric_name(metric))
     right.set_title("Share of its own full-size score, %")
     dims = sorted(scores["dim"].dropna().astype(int).unique())
@@ -131,10 +128,10 @@ def plot_intervals(intervals: pd.DataFrame, metric: str) -> Figure:
     for number, name in enumerate(present):
         label, colour, line = STYLE[name]
         rows = intervals[intervals["recipe"] == name].sort_values("dim")
-        ends[label] = (rows["mean"].iloc[0], colour)
         if rows["dim"].isna().any():
-            axes.axhline(rows["mean"].iloc[0], color=colour, linestyle=line)
+            _level(axes, name, rows["mean"].iloc[0])
             continue
+        ends[label] = (rows["mean"].iloc[0], colour, line)
         # Side by side, so that no bar hides another.
         places = rows["dim"].astype(float) * 2 ** (0.02 * (number - len(present) / 2))
         errors = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
@@ -165,13 +162,13 @@ def plot_training(
         label, colour, _ = STYLE[name]
         loss = log.dropna(subset="loss").set_index("step")["loss"]
         left.plot(loss / loss.iloc[0], color=colour)
-        losses[label] = (loss.iloc[-1] / loss.iloc[0], colour)
+        losses[label] = (loss.iloc[-1] / loss.iloc[0], colour, "-")
         columns = sorted(untrained[name], key=lambda column: int(column.rsplit("_", 1)[1]))
         for column, line in zip(columns, (":", "-"), strict=True):
             taken = log.dropna(subset=column)
             points = [untrained[name][column], *taken[column]]
             right.plot([0, *taken["step"]], points, color=colour, linestyle=line, marker="o", ms=4)
-            scores[f"{label}, {column.rsplit('_', 1)[1]}"] = (points[-1], colour)
+            scores[f"{label}, {column.rsplit('_', 1)[1]}"] = (points[-1], colour, line)
     metric = metric_name(columns[0].split("_")[1])
     left.set_title("Loss, as a share of its first value")
     right.set_title(f"Dev {metric} by dimensions")
@@ -193,12 +190,11 @@ def plot_differences(scores: pd.DataFrame, reference: str, title: str) -> Figure
     """
     figure, axes = plt.subplots(figsize=(9, 4.2))
     ends = {}
-    for name in scores.index.drop(reference):
-        label, colour, line = STYLE[name]
-        difference = scores.loc[name] - scores.loc[reference]
-        axes.plot(scores.columns, difference, marker="o", ms=4, color=colour, linestyle=line)
-        ends[label] = (difference[min(scores.columns)], colour)
-    axes.axhline(0, color="black", linewidth=0.8)
+    for name, difference in (scores - scores.loc[reference]).drop(reference).iterrows():
+        _line(axes, name, difference.sort_index(ascending=False), ends)
+    label, colour, line = STYLE[reference]
+    axes.axhline(0, color=colour, linestyle=line)
+    ends[label] = (0, colour, line)
     _dimension_axis(axes, sorted(scores.columns))
     axes.set_title(title)
     _label_ends(axes, ends)
@@ -216,9 +212,7 @@ def plot_blocks(scores: pd.DataFrame, title: str) -> Figure:
     figure, axes = plt.subplots(figsize=(9, 4.2))
     ends = {}
     for name, row in scores.iterrows():
-        label, colour, line = STYLE[name]
-        axes.plot(scores.columns, row, marker="o", ms=4, color=colour, linestyle=line)
-        ends[label] = (row.iloc[-1], colour)
+        _line(axes, name, row, ends)
     axes.set_xticks(scores.columns)
     axes.set_xlabel("first number of the block")
     axes.set_ylim(bottom=0)
@@ -240,12 +234,8 @@ def plot_shortlists(found: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     for axes, (column, title) in zip(panels, titles.items(), strict=True):
         ends = {}
         for model in [model for model in MODELS if model in set(found["model"])]:
-            label, colour, line = STYLE[model]
-            rows = found[found["model"] == model].sort_values("shortlist")
-            axes.plot(
-                rows["shortlist"], rows[column], color=colour, linestyle=line, marker="o", ms=4
-            )
-            ends[label] = (rows[column].iloc[-1], colour)
+            rows = found[found["model"] == model].set_index("shortlist")
+            _line(axes, model, rows[column].sort_index(), ends)
         axes.set_xscale("log")
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.minorticks_off()
@@ -257,12 +247,13 @@ def plot_shortlists(found: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     return figure
 
 
-def plot_search(measured: pd.DataFrame, title: str) -> Figure:
+def plot_search(measured: pd.DataFrame, title: str, hollow: Collection[str] = ()) -> Figure:
     """Milliseconds a query against hot bytes a vector, one point a way to search.
 
     Args:
         measured: Columns ``method``, ``hot_bytes_per_vector`` and ``ms_per_query``.
         title: Of how many vectors, on what.
+        hollow: Methods whose points are drawn hollow.
     """
     figure, axes = plt.subplots(figsize=(8.5, 5))
     axes.set_xscale("log", base=2)
@@ -271,7 +262,8 @@ def plot_search(measured: pd.DataFrame, title: str) -> Figure:
         axis.set_major_formatter("{x:g}")
     for row in measured.itertuples():
         colour = SEARCH_COLOURS[row.method.partition("_")[0]]
-        axes.plot(row.hot_bytes_per_vector, row.ms_per_query, "o", color=colour)
+        inside = "white" if row.method in hollow else colour
+        axes.plot(row.hot_bytes_per_vector, row.ms_per_query, "o", color=colour, mfc=inside)
     axes.margins(x=0.22, y=0.1)
     axes.minorticks_off()
     axes.set_xlabel("hot bytes a vector")
@@ -346,11 +338,9 @@ def search_forms(frame: pd.DataFrame) -> dict[str, str]:
 def search_table(frame: pd.DataFrame) -> "pd.io.formats.style.Styler":
     """:func:`search_frame` for display, the best of each column of times in bold."""
     quickest = [name for name in frame if name.startswith("times")]
-    return (
-        frame.style.format(search_forms(frame), na_rep="")
-        .highlight_max(axis=0, subset=quickest, props="font-weight: bold")
-        .set_table_styles([{"selector": "td, th", "props": "text-align: right"}])
-    )
+    return frame.style.format(
+        search_forms(frame) | _bold_highest(frame[quickest], "{:.1f}"), na_rep=""
+    ).set_table_styles([{"selector": "td, th", "props": "text-align: right"}])
 
 
 def _dimension_axis(axes: Axes, dims: list[int]) -> None:
@@ -367,32 +357,60 @@ def metric_name(metric: str) -> str:
     return {"mrr": "MRR", "recall": "Recall", "ndcg": "nDCG"}[name] + "@" + k
 
 
-def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
-    """Write each line's name beside its right end, moved apart where they would overlap.
+def _line(
+    axes: Axes, model: str, values: pd.Series, ends: dict[str, tuple[float, str, str]]
+) -> None:
+    """Draw a model's values from left to right and note in ``ends`` where its line ends."""
+    label, colour, line = STYLE[model]
+    axes.plot(values, color=colour, linestyle=line, marker="o", markersize=4)
+    ends[label] = (values.iloc[-1], colour, line)
+
+
+def _level(axes: Axes, model: str, value: float) -> None:
+    """Draw the score of a model that has no dimensions, with its name on the line."""
+    label, colour, line = STYLE[model]
+    axes.axhline(value, color=colour, linestyle=line)
+    across = axes.get_yaxis_transform()
+    axes.text(0.01, value, label, color=colour, va="bottom", transform=across, fontsize=10)
+
+
+def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str, str]]) -> None:
+    """Write each line's name beside its right end, moved apart where they would overlap, after a
+    piece of the line that leads there.
 
     Args:
         axes: Where the lines are; set its limits first.
-        ends: For each name the height at which its line ends, and its colour.
+        ends: For each name the height at which its line ends, its colour and how it is drawn.
     """
     low, high = axes.get_ylim()
     gap = (high - low) * 0.058
     places = sorted(ends.items(), key=lambda item: item[1][0])
-    heights = [value for _, (value, _) in places]
+    heights = [value for _, (value, _, _) in places]
+    across = axes.get_yaxis_transform()
     for _ in range(100):  # push each pair that is too close apart, equally
         for i in range(1, len(heights)):
             if (short := gap - (heights[i] - heights[i - 1])) > 1e-6:
                 heights[i - 1] -= short / 2
                 heights[i] += short / 2
-    for (label, (_, colour)), height in zip(places, heights, strict=True):
-        axes.text(
-            1.03,
-            height,
-            label,
-            color=colour,
-            va="center",
-            transform=axes.get_yaxis_transform(),
-            fontsize=10,
+    for (label, (value, colour, line)), height in zip(places, heights, strict=True):
+        lead, sample = [(1, value), (1.03, height)], [(1.03, height), (1.09, height)]
+        drawn = {"colors": colour, "linewidths": 1.2, "transform": across, "clip_on": False}
+        axes.add_artist(LineCollection([lead], alpha=0.4, **drawn))
+        axes.add_artist(LineCollection([sample], linestyles=line, **drawn))
+        axes.text(1.1, height, label, color=colour, va="center", transform=across, fontsize=10)
+
+
+def _bold_highest(frame: pd.DataFrame, form: str) -> dict[str, Callable[[float], str]]:
+    """For each column how its values are written, the highest in bold: by a tag, which remains
+    where a page strips a table's styles.
+    """
+
+    def written(highest: float) -> Callable[[float], str]:
+        return lambda value: (
+            f"<b>{form.format(value)}</b>" if value == highest else form.format(value)
         )
+
+    return {column: written(frame[column].max()) for column in frame}
 
 
 def score_table(scores: pd.DataFrame, metric: str) -> "pd.io.formats.style.Styler":
@@ -404,8 +422,7 @@ def score_table(scores: pd.DataFrame, metric: str) -> "pd.io.formats.style.Style
     """
     wide = wide_scores(scores, metric)
     return (
-        wide.style.format("{:.3f}", na_rep="")
-        .highlight_max(axis=0, props="font-weight: bold")
+        wide.style.format(_bold_highest(wide, "{:.3f}"), na_rep="")
         .set_caption(metric_name(metric))
         .set_table_styles([{"selector": "td, th", "props": "text-align: right"}])
     )
@@ -474,16 +491,19 @@ def difference_table(differences: pd.DataFrame, metric: str) -> "pd.io.formats.s
     """
     names = {model: label for model, (label, _, _) in STYLE.items()}
     shown = differences.replace({"before": names, "after": names})
+    seen = (differences["low"] > 0) | (differences["high"] < 0)
+    shown["mean"] = [
+        f"<b>{mean:+.3f}</b>" if bold else f"{mean:+.3f}"
+        for mean, bold in zip(shown["mean"], seen, strict=True)
+    ]
     shown["95% interval"] = [
         f"{low:+.3f} to {high:+.3f}" for low, high in shown[["low", "high"]].values
     ]
     shown["p"] = ["< 0.001" if p < 0.001 else f"{p:.3f}" for p in shown["p_value"]]
-    seen = (differences["low"] > 0) | (differences["high"] < 0)
     columns = ["dim", "before", "after", "mean", "95% interval", "p"]
     table = (
         shown[columns]
-        .style.format({"mean": "{:+.3f}"}, escape="html")
-        .set_properties(subset=(seen, ["mean"]), **{"font-weight": "bold"})
+        .style.format(escape="html", subset=["before", "after", "p"])
         .set_caption(f"{metric_name(metric)}, after minus before")
         .hide()
     )
@@ -523,6 +543,24 @@ def seeds_table(differences: pd.DataFrame) -> "pd.io.formats.style.Styler":
     frame = seeds_frame(differences)
     shown = frame.style.format("{:+.3f}", subset=["mean", "min", "max"]).hide()
     return left_aligned(shown, ["before", "after"])
+
+
+def lead_sentence(differences: pd.DataFrame, dim: int) -> str:
+    """How far the tuned recipe leads the rotated control, over the seeds of the study.
+
+    Args:
+        differences: As for :func:`seeds_frame`, with that pair at ``dim``.
+        dim: Dimensions kept.
+    """
+    pair = (differences["before"] == "mnrl_rotated") & (differences["after"] == "tuned")
+    part = differences[pair & (differences["after_dim"] == dim)]
+    row = seeds_frame(part).iloc[0]
+    return (
+        f"That is one training. Over the {len(part)} seeds of the study that notebooks 4 and 5 "
+        f"read, the lead at {dim} over {STYLE['mnrl_rotated'][0]}, is {row['mean']:+.3f} on "
+        f"average ({row['min']:+.3f} to {row['max']:+.3f}), and sure in {row['gains']}: there its "
+        "95% interval lies above zero."
+    )
 
 
 def difference_sentences(differences: pd.DataFrame, metric: str) -> list[str]:

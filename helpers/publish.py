@@ -16,7 +16,9 @@ from helpers.artifacts import NOTEBOOKS, ArtifactError, Run, code_sha256, find_r
 from helpers.config import LARGE, ROOT
 from helpers.course import MAP, readme_map
 from helpers.plots import (
+    HEADLINE,
     difference_sentences,
+    lead_sentence,
     markdown_table,
     metric_name,
     plot_scores,
@@ -25,14 +27,14 @@ from helpers.plots import (
 
 START, END = "<!-- results: start -->", "<!-- results: end -->"
 SUMMARY = "<!-- summary: start -->", "<!-- summary: end -->"
-HEADLINE = ("bm25", "base", "mnrl_rotated", "tuned")  # the models of the README's first table
 
 
-def readme_summary(results: pd.DataFrame, small: int, figure: str) -> str:
-    """The README's first screen of results, as Markdown: one table, one sentence, one figure.
+def readme_summary(results: pd.DataFrame, compared: pd.DataFrame, small: int, figure: str) -> str:
+    """The README's first screen of results, as Markdown: a table, what it says, and a figure.
 
     Args:
         results: The scores of one run.
+        compared: The study's paired differences, seed by seed.
         small: The prefix length that the series is about.
         figure: Path of the figure, relative to the README.
     """
@@ -46,7 +48,7 @@ def readme_summary(results: pd.DataFrame, small: int, figure: str) -> str:
         "",
         f"At {small} of {full} dimensions the tuned model keeps {kept['tuned']:.1%} of its "
         f"full-size {metric_name(mrr)}, plain MNRL, rotated, keeps {kept['mnrl_rotated']:.1%} and "
-        f"the base model {kept['base']:.1%}.",
+        f"the base model {kept['base']:.1%}. {lead_sentence(compared, small)}",
         "",
         f"![{metric_name(mrr)} against dimensions kept, with every control]({figure})",
         SUMMARY[1],
@@ -121,6 +123,9 @@ def executed_notebooks(run: Run) -> dict[str, nbformat.NotebookNode]:
             raise ArtifactError(f"{short(path)} was not run from first cell to last; {again}")
         for cell, done in zip(cells, ran, strict=True):  # prose may have been mended since
             cell.outputs, cell.execution_count = done.outputs, done.execution_count
+            for output in cell.outputs:  # a table's other form is an address, new in each run
+                if "pandas.io.formats.style.Styler" in output.get("data", {}).get("text/plain", ""):
+                    output.data["text/plain"] = "a table, shown where HTML is"
         source.metadata = notebook.metadata
         source.metadata.pop("seconds", None)  # they stand in results/
         source.metadata["matryoshka"] = {"run": run.id, "code_sha256": code_sha256(source)}
@@ -169,9 +174,11 @@ def publish(run: Run, root: Path = ROOT) -> list[Path]:
     readme = root / "README.md"
     figure = root / "results" / f"{name}.png"
     seconds = run_seconds(run)
+    compared = pd.read_csv(ROOT / "results" / "recipes_differences.csv")
+    small = run.experiment.small_dim
     text = readme.read_text(encoding="utf-8")
     for section, (start, end) in (
-        (readme_summary(results, run.experiment.small_dim, f"results/{name}.png"), SUMMARY),
+        (readme_summary(results, compared, small, f"results/{name}.png"), SUMMARY),
         (readme_results(results, differences), (START, END)),
         (readme_map(seconds, LARGE), MAP),
     ):

@@ -58,7 +58,8 @@ class Watcher(NotebookClient):
 
     def interrupt(self) -> None:
         self.interrupted = True
-        self.stopping = asyncio.ensure_future(self.km.shutdown_kernel(now=True))
+        if self.km:  # there is none any more after the last cell
+            self.stopping = asyncio.ensure_future(self.km.shutdown_kernel(now=True))
 
     def say(self, text: str) -> None:
         self.spoken = time.monotonic()
@@ -104,16 +105,17 @@ def run_notebook(source: Path, target: Path, preset: str | None = None) -> None:
         environment["MATRYOSHKA_PRESET"] = preset
     try:
         watcher.execute(env=environment)
-    except DeadKernelError:
-        if watcher.interrupted:
-            raise KeyboardInterrupt from None
-        raise
+    except (CellExecutionError, DeadKernelError):
+        if not watcher.interrupted:  # an interrupted cell may still say that it failed
+            raise
     finally:
         watcher.done.set()
         tidy(notebook)
         notebook.metadata["seconds"] = round(time.monotonic() - watcher.begin, 1)
         target.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, target)
+    if watcher.interrupted:
+        raise KeyboardInterrupt
 
 
 def tidy(notebook) -> None:

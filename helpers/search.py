@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import faiss
@@ -18,6 +19,19 @@ MANIFEST = "manifest.json"
 INT8_SCALE, INT8_OFFSET = 127, 128.5
 # Levels of an int4 number; how many passages their places are learned from.
 INT4_LEVELS, INT4_SAMPLE = 16, 50_000
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """A context in which torch and FAISS work on one core."""
+    threads = torch.get_num_threads(), faiss.omp_get_max_threads()
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads[0])
+        faiss.omp_set_num_threads(threads[1])
 
 
 def search(queries: torch.Tensor, corpus: torch.Tensor, k: int) -> torch.Tensor:

@@ -128,7 +128,8 @@ class DevScores(SentenceEvaluator):
     def __init__(self, queries: list[str], qrels: list[set[int]], passages: list[str], run: Run):
         super().__init__()
         relevant = sorted(set().union(*qrels))
-        others = [i for i in range(len(passages)) if i not in set(relevant)][: len(relevant)]
+        known = set(relevant)
+        others = [i for i in range(len(passages)) if i not in known][: len(relevant)]
         place = {passage: row for row, passage in enumerate(relevant + others)}
         self.queries, self.run = queries, run
         self.passages = [passages[i] for i in relevant + others]

@@ -212,6 +212,7 @@ def test_a_run_is_found_without_being_changed(runs):
     made = open_run("smoke", "01_setup", quiet=True)
     before = (made.folder / "run.json").read_text()
     assert find_run("smoke", "01_setup").id == made.id
+    assert find_run("auto", "01_setup").id == made.id
     assert (made.folder / "run.json").read_text() == before
 
 

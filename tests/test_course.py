@@ -18,7 +18,7 @@ def test_every_notebook_is_a_lesson():
 
 def test_minutes_are_seconds_of_the_run():
     found = course_map(SECONDS, LARGE)
-    assert found["minutes, laptop"].tolist() == [0.1, 1.0, 1.5, 5.0, 2.0, 0.5]
+    assert found["minutes, CPU"].tolist() == [0.1, 1.0, 1.5, 5.0, 2.0, 0.5]
     assert found.loc["03_baseline", "takes in"] == "passages, dev queries"
 
 

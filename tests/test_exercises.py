@@ -423,7 +423,11 @@ WRONG = [  # exercise, what is said, the reader's functions
     ("choose_dims", "3 is named twice", lambda e, dim: [3, 3, *range(4, dim + 2)]),
     ("choose_dims", "these are the first 12", lambda e, dim: list(range(dim))),
     ("choose_dims", "turned round", lambda e, dim: np.argsort(shares(e))[:dim]),
-    ("choose_dims", "draw by lot", lambda e, dim: random.Random(3).sample(range(e.shape[1]), dim)),
+    (
+        "choose_dims",
+        "better than at random",
+        lambda e, dim: random.Random(3).sample(range(e.shape[1]), dim),
+    ),
     ("choose_dims", "these are the first 10", first_in_the_last_case),
     ("choose_dims", "are off by", mostly_the_best),
     ("leaks", "as they stand", lambda train, test: [q for q in test if q in train]),
@@ -663,11 +667,16 @@ STRANGE = [
     torch.zeros(0),
     torch.zeros(3, 4, 5),
     np.array(["text"]),
-    iter([1]),
+    torch.tensor(3),
     print,
     True,
     torch.zeros(4000, 2, dtype=torch.uint8),
 ]
+
+
+def test_the_solution_never_takes_the_positive_even_below_zero():
+    pick = solutions("02_data").pick_negatives
+    assert pick(torch.tensor([[-0.1, -0.2, -0.3]]), torch.tensor([0])).tolist() == [1]
 
 
 @pytest.mark.parametrize("name", EXERCISES)

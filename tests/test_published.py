@@ -28,6 +28,7 @@ from helpers.search_speed import methods, readme_search
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RESULTS = pd.read_csv(ROOT / "results" / "wikipedia.csv", dtype={"dim": "Int64"})
 DIFFERENCES = pd.read_csv(ROOT / "results" / "wikipedia_differences.csv")
+COMPARED = pd.read_csv(ROOT / "results" / "recipes_differences.csv")
 SECONDS = pd.read_csv(ROOT / "results" / "wikipedia_seconds.csv")
 COLUMNS = ["preset", "model", "dim", "mrr@10", "recall@10", "ndcg@10"]
 COLUMNS += ["num_queries", "num_passages", "seed", "train_seconds", "run"]
@@ -135,7 +136,7 @@ def test_the_differences_are_those_of_the_results():
 def test_the_readme_shows_the_results_and_the_map():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     small = PRESETS["wikipedia"].small_dim
-    assert readme_summary(RESULTS, small, "results/wikipedia.png") in text
+    assert readme_summary(RESULTS, COMPARED, small, "results/wikipedia.png") in text
     assert readme_results(RESULTS, DIFFERENCES) in text
     assert readme_map(SECONDS, LARGE) in text
     assert text.index(SUMMARY[0]) < text.index("<!-- main command -->") < text.index(MAP[0])
@@ -149,9 +150,26 @@ def test_the_times_are_of_the_run_and_of_all_of_it():
     assert took["04_training"] > trained > 0, "notebook 4 was timed with its trainings"
 
 
+SPOKEN = {  # what prose may say of how long something took, in seconds
+    "under half a minute": (0, 30),
+    "about half a minute": (20, 40),
+    "about a minute": (40, 80),
+    "about a minute and a half": (70, 110),
+    "some five minutes": (225, 375),
+}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
+def test_each_notebook_takes_what_it_says(path):
+    opening = " ".join(nbformat.read(path, as_version=4).cells[0].source.split())
+    spoken = re.search(r"\*\*Takes\*\* (.+?) on two processor cores", opening).group(1)
+    low, high = SPOKEN[spoken]
+    assert low <= SECONDS.set_index("notebook")["seconds"][path.stem] <= high
+
+
 def test_the_map_shown_in_notebook_1_is_of_the_published_run():
     minutes = [f"{value / 60:.1f}" for value in SECONDS["seconds"]]
-    shown = [rows for rows in tables_of("01_setup") if "minutes, laptop" in rows[0]]
+    shown = [rows for rows in tables_of("01_setup") if "minutes, CPU" in rows[0]]
     # Publishing times notebook 1 once more, after it has read the map.
     assert [row[3] for row in shown[0][2:]] == minutes[1:]
 

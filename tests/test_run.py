@@ -95,6 +95,22 @@ def test_an_interrupted_run_says_that_it_goes_on_and_leaves_no_process(runs, tmp
     assert (runs / "smoke" / "notebooks" / "01_setup.ipynb").is_file()
 
 
+@pytest.mark.parametrize("error", [CellExecutionError("", "KeyboardInterrupt", ""), None])
+def test_an_interrupt_counts_whatever_the_cell_says(tmp_path, monkeypatch, error):
+    """The kernel may still answer that its cell failed, or the last cell may be through."""
+
+    def execute(watcher, **options):
+        watcher.interrupt()
+        if error:
+            raise error
+
+    monkeypatch.setattr(runner.Watcher, "execute", execute)
+    write(tmp_path / "a.ipynb", "1")
+    with pytest.raises(KeyboardInterrupt):
+        run_notebook(tmp_path / "a.ipynb", tmp_path / "out" / "a.ipynb")
+    assert (tmp_path / "out" / "a.ipynb").is_file()
+
+
 def test_a_finished_run_prints_the_tables_and_where_things_lie(runs, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(

@@ -1,10 +1,12 @@
 """The training notebook: repeatable to the byte, and able to go on after a kill."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,6 +43,13 @@ def start_training(runs: Path) -> subprocess.Popen:
     )
 
 
+def is_whole(state: Path) -> bool:
+    try:
+        return bool(json.loads(state.read_text()))
+    except (OSError, json.JSONDecodeError):
+        return False
+
+
 def finish(process: subprocess.Popen) -> str:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
@@ -57,12 +66,15 @@ def trained(tmp_path_factory, smoke_data):
 
     process = start_training(broken)
     deadline = time.monotonic() + 300
-    while not list(broken.glob("smoke/checkpoints/*/checkpoint-3/trainer_state.json")):
+    while not any(
+        map(is_whole, broken.glob("smoke/checkpoints/*/checkpoint-3/trainer_state.json"))
+    ):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.05)
     for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
-        victim.kill()
+        with suppress(psutil.NoSuchProcess):
+            victim.kill()
     process.communicate()
     assert not (broken / "smoke" / "tuned").exists()
     return unbroken, broken, finish(start_training(broken))

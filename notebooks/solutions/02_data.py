@@ -16,7 +16,7 @@ def pick_negatives(scores: torch.Tensor, positive: torch.Tensor) -> torch.Tensor
 
     Scores are ``(num_queries, num_candidates)``; ``positive`` holds a column for each query.
     """
-    # A share of the positive's score, since how high scores are differs from query to query. The
-    # positive itself lies above the limit, so it needs no rule of its own.
+    # A share of the positive's score, since how high scores are differs from query to query.
     limit = 0.95 * scores.gather(1, positive[:, None])
-    return scores.masked_fill(scores > limit, float("-inf")).argmax(dim=1)
+    ruled_out = (scores > limit).scatter(1, positive[:, None], True)
+    return scores.masked_fill(ruled_out, float("-inf")).argmax(dim=1)

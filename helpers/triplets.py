@@ -23,11 +23,17 @@ from helpers.files import SUFFIXES, column_names, read_file, sha256
 from helpers.hub import HubError, HubFile, commit_of, dataset_files, fetch
 from helpers.sources import packaged_file
 
+# What nobody sees: zero-width and direction marks, soft hyphens, byte-order marks.
+_RANGES = (range(0x200B, 0x2010), range(0x202A, 0x202F), range(0x2060, 0x206A))
+_UNSEEN = dict.fromkeys([0xAD, 0x61C, 0x180E, 0xFEFF, *(sign for part in _RANGES for sign in part)])
+
 
 @lru_cache(maxsize=64)  # rows of one query mostly follow each other
 def normalise(text: str) -> str:
-    """The form in which two texts are compared: Unicode NFKC, lower case, single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """The form in which two texts are compared: Unicode NFKC, lower case, single spaces, and no
+    character that nobody sees (zero-width, soft hyphen, byte-order mark).
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).translate(_UNSEEN).casefold().split())
 
 
 def open_source(experiment: Experiment) -> IterableDataset:
@@ -75,7 +81,6 @@ def _wikipedia_rows(package: str) -> Iterator[dict]:
             "title": article["title"],
             "topic": article["topic"],
             "ambiguous": shared[normalise(article["description"] or "")] > 1,
-            "disambiguation": "may refer to" in (article["extract"] or ""),
             "place": article["title"],
         }
 
@@ -208,8 +213,6 @@ class Gathered:
             return f"dropped: {row['unreadable']}", None
         texts = {"query": row.get("query"), "positive": row.get("positive")}
         reason = _unusable(texts["positive"], self.experiment.min_passage_words)
-        if not reason and row.get("disambiguation"):
-            reason = "a disambiguation page"
         if reason:
             return f"dropped: passage {reason}", None
         negative = None if _unusable(row.get("negative"), 1) else row["negative"]
@@ -256,7 +259,7 @@ class Gathered:
 def _unusable(text, min_words: int) -> str | None:
     if not isinstance(text, str):
         return "not a string"
-    words = len(text.split())
+    words = len(text.translate(_UNSEEN).split())
     if not words:
         return "empty"
     if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):

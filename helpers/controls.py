@@ -1,7 +1,10 @@
 """Controls that need no training: lexical search, and a rotation of the embeddings."""
 
+import os
 from collections.abc import Sequence
 
+# bm25s imports JAX where it is installed, as on Colab, and JAX takes most of a GPU's memory.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import bm25s
 import numpy as np
 import torch
@@ -37,6 +40,7 @@ def bm25_ranking(queries: Sequence[str], passages: Sequence[str], k: int = 10) -
         bm25s.tokenize(list(queries), stopwords="en", show_progress=False, return_ids=False),
         k=found,
         show_progress=False,
+        backend_selection="numpy",  # JAX may order equal scores otherwise
     )
     ranking = np.where(scores > 0, ranking.astype(np.int64), -1)
     return np.pad(ranking, ((0, 0), (0, k - found)), constant_values=-1)

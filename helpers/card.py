@@ -32,7 +32,6 @@ def model_card(run: Run, results: pd.DataFrame) -> str:
     k = experiment.k
     small = experiment.small_dim
     dims = ", ".join(str(dim) for dim in experiment.matryoshka_dims)
-    weights = ", ".join(f"{weight:g}" for weight in experiment.matryoshka_weights)
     tables = [
         markdown_table(results[results["model"].isin(SHOWN)], metric)
         for metric in (f"mrr@{k}", f"recall@{k}")
@@ -89,8 +88,7 @@ def model_card(run: Run, results: pd.DataFrame) -> str:
             "",
             f"Data: {data}",
             "",
-            f"Weights of the dimensions: {weights}; "
-            + ("rotated before training. " if experiment.rotate else "not rotated. ")
+            ("Rotated before training. " if experiment.rotate else "Not rotated. ")
             + f"{experiment.epochs} epoch, batch {experiment.batch_size}, learning rate "
             f"{experiment.learning_rate}, texts of up to {experiment.max_seq_length} tokens, seed "
             f"{experiment.seed}, run {run.id}, {run.precision} on {run.machine.processor}.",

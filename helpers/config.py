@@ -68,7 +68,6 @@ class Experiment:
         negative_candidates: Most similar passages among which a query's negative is looked for.
         split_seed: Seed of the train/dev/test split.
         matryoshka_dims: Prefix lengths that training optimises, full size first.
-        matryoshka_weights: Weight of each of them in the loss.
         rotate: Whether training starts from embeddings that are rotated so that the first numbers
             hold the directions in which training passages lie most; the rotation becomes a
             layer of the model, and is trained with it.
@@ -113,7 +112,6 @@ class Experiment:
     split_seed: int = _data(2611)
 
     matryoshka_dims: tuple[int, ...] = _training((384, 256, 128, 64, 32))
-    matryoshka_weights: tuple[float, ...] = _training((1, 1, 1, 2, 2))
     rotate: bool = _training(True)
     epochs: int = _training(1)
     batch_size: int = _training(64)
@@ -166,13 +164,6 @@ class Experiment:
                     f"{name} is {dims}: it must hold different dimensions from 1 to the "
                     f"model's {self.full_dim}"
                 )
-        if len(self.matryoshka_weights) != len(self.matryoshka_dims):
-            raise ValueError(
-                f"matryoshka_weights is {self.matryoshka_weights}: it must hold one weight for "
-                f"each of the {len(self.matryoshka_dims)} matryoshka_dims"
-            )
-        if not all(0 < weight < math.inf for weight in self.matryoshka_weights):
-            raise ValueError(f"matryoshka_weights is {self.matryoshka_weights}: all above 0")
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -271,7 +262,6 @@ PRESETS = {
         max_train=40_000,
         num_distractors=20_000,
         matryoshka_dims=(768, 512, 256, 128, 64, 32),
-        matryoshka_weights=(1, 1, 1, 1, 2, 2),
         learning_rate=2e-5,
         eval_dims=(32, 64, 128, 256, 512),
     ),
@@ -355,14 +345,11 @@ def _fitted(given: dict, preset: Experiment) -> dict:
     if isinstance(small, int) and full <= small:
         raise ValueError(
             f"full_dim is {full}, so there is nothing to cut to small_dim, {small}: take a model "
-            "with longer embeddings, or set small_dim, eval_dims, matryoshka_dims and "
-            "matryoshka_weights"
+            "with longer embeddings, or set small_dim, eval_dims and matryoshka_dims"
         )
-    pairs = zip(preset.matryoshka_dims, preset.matryoshka_weights, strict=True)
-    shorter = [(dim, weight) for dim, weight in pairs if dim < full and dim != preset.full_dim]
+    shorter = [dim for dim in preset.matryoshka_dims if dim < full and dim != preset.full_dim]
     dims = {
-        "matryoshka_dims": (full, *(dim for dim, _ in shorter)),
-        "matryoshka_weights": (preset.matryoshka_weights[0], *(weight for _, weight in shorter)),
+        "matryoshka_dims": (full, *shorter),
         "eval_dims": tuple(dim for dim in preset.eval_dims if dim < full),
     }
     return dims | given

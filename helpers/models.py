@@ -35,7 +35,7 @@ def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
         prompts=None if experiment.query_prompt is None else prompts,
         # On a processor the plain attention trains faster than the fused one: results/speed.csv.
         model_kwargs={"attn_implementation": "eager"} if run.machine.device == "cpu" else {},
-    )
+    ).float()  # a file in bf16 or fp16 would be loaded, and trained, as it is
     model.max_seq_length = experiment.max_seq_length
     if model.get_embedding_dimension() != experiment.full_dim:
         raise ValueError(

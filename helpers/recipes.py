@@ -13,20 +13,13 @@ def _standard_dims(experiment: Experiment) -> tuple[int, ...]:
     return tuple(dim for dim in experiment.matryoshka_dims if dim >= experiment.small_dim)
 
 
-def _only(dim: int) -> dict:
-    return {"matryoshka_dims": (dim,), "matryoshka_weights": (1,)}
-
-
-def _equal(dims: tuple[int, ...]) -> dict:
-    return {"matryoshka_dims": dims, "matryoshka_weights": (1,) * len(dims)}
-
-
 # What each recipe changes in the experiment. MatryoshkaLoss at full size alone is the plain loss.
 CHANGES: dict[str, Callable[[Experiment], dict]] = {
     "tuned": lambda e: {},
-    "mnrl": lambda e: _only(e.full_dim) | {"rotate": False},
-    "only_64": lambda e: _only(e.small_dim),
-    "matryoshka": lambda e: _equal(_standard_dims(e)) | {"rotate": False},
+    "mnrl": lambda e: {"matryoshka_dims": (e.full_dim,), "rotate": False},
+    "only_64": lambda e: {"matryoshka_dims": (e.small_dim,)},
+    "matryoshka": lambda e: {"matryoshka_dims": _standard_dims(e), "rotate": False},
+    "matryoshka_short": lambda e: {"rotate": False},
 }
 
 
@@ -36,8 +29,9 @@ def recipe(name: str, experiment: Experiment) -> Experiment:
     Args:
         name: "tuned", the experiment as it stands; "mnrl", the control, the plain ranking loss
             at full size; "only_64", the tuned recipe with ``small_dim`` as its one length, for
-            what specialising buys; "matryoshka", the Matryoshka loss as it is mostly used: equal
-            weights, no prefix shorter than ``small_dim``, no rotation.
+            what specialising buys; "matryoshka", the Matryoshka loss as it is mostly used: no
+            prefix shorter than ``small_dim``, no rotation; "matryoshka_short", the same with the
+            experiment's shorter prefixes, which the rotation alone sets apart from "tuned".
         experiment: Gives every other number, so the recipes have rows, steps and batch alike.
 
     Raises:

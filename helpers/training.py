@@ -5,19 +5,20 @@ import json
 import math
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.base.sampler import DefaultBatchSampler, NoDuplicatesBatchSampler
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from sentence_transformers.sentence_transformer.losses import (
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
 from sentence_transformers.sentence_transformer.training_args import (
-    BatchSamplers,
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.util import is_dist_initialized
@@ -38,6 +39,42 @@ from helpers.models import (
 from helpers.seeding import seed_everything
 
 
+class WholePasses(DefaultBatchSampler):
+    """Batches without equal texts, of all epochs one after the other, known before training.
+
+    An equal text in a batch would be a false negative. ``NO_DUPLICATES`` of sentence-transformers
+    leaves such rows for a later batch, so rows with few distinct texts need more batches than its
+    length says, and the trainer stops at that length. A row that is left by itself has nothing to
+    be told apart from: there is no batch of one.
+
+    Args:
+        dataset: Training rows.
+        batch_size: Rows in a batch at most.
+        drop_last: Leave out batches that are not full.
+        epochs: Passes over the rows.
+        generator: Draws the order; a new one where there is none.
+        seed: Of the first pass; each further one has the next.
+        options: Handed on to sentence-transformers.
+    """
+
+    def __init__(
+        self, dataset, batch_size, drop_last, *, epochs=1, generator=None, seed=0, **options
+    ):
+        options |= {"generator": generator or torch.Generator(), "seed": seed}
+        super().__init__(dataset, batch_size, drop_last, **options)
+        batches = NoDuplicatesBatchSampler(dataset, batch_size, drop_last, **options)
+        self.batches = []
+        for epoch in range(epochs):
+            batches.set_epoch(epoch)
+            self.batches += [batch for batch in batches if len(batch) > 1]
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
 def checkpoint_folder(run: Run, name: str, recipe: Experiment) -> Path:
     """Where the training of ``name`` keeps its checkpoints: one place a configuration, and another
     for several processes, which take fewer steps.
@@ -52,7 +89,7 @@ def training_arguments(
     run: Run,
     name: str,
     recipe: Experiment,
-    num_rows: int,
+    rows: Dataset,
     prompts: dict[str, str] | None = None,
 ) -> SentenceTransformerTrainingArguments:
     """A recipe's numbers, as the trainer of sentence-transformers takes them.
@@ -64,22 +101,22 @@ def training_arguments(
         run: Says where checkpoints are kept, on which device to train and in which precision.
         name: The model that is trained; its checkpoints are kept under this name.
         recipe: The numbers.
-        num_rows: Training rows.
+        rows: Training rows; how many steps they take depends on which texts are equal.
         prompts: What is put before the texts of each column.
     """
     many = is_dist_initialized()
-    batches = num_rows / recipe.batch_size
-    steps = (math.floor(batches) if many else math.ceil(batches)) * recipe.epochs
+    sampler = partial(WholePasses, epochs=recipe.epochs)
+    steps = len(sampler(rows, recipe.batch_size, drop_last=many, seed=recipe.seed))
     return SentenceTransformerTrainingArguments(
         output_dir=str(checkpoint_folder(run, name, recipe)),
-        num_train_epochs=recipe.epochs,
+        max_steps=steps,  # the sampler goes through the rows as often as the recipe says
         per_device_train_batch_size=recipe.batch_size,  # in all, where batches are split
         accelerator_config={"split_batches": many},
         dataloader_drop_last=many,
         learning_rate=recipe.learning_rate,
         warmup_steps=recipe.warmup,  # below 1, it is a share of all steps
         prompts=prompts or None,
-        batch_sampler=BatchSamplers.NO_DUPLICATES,  # an equal text in a batch is no negative
+        batch_sampler=sampler,
         seed=recipe.seed,
         bf16=run.precision == "bf16",
         fp16=run.precision == "fp16",
@@ -200,19 +237,18 @@ def start_model(run: Run, recipe: Experiment, rotation: torch.Tensor) -> Sentenc
 
 
 def make_loss(model: SentenceTransformer, recipe: Experiment, **options) -> MatryoshkaLoss:
-    """The ranking loss, once for each of the recipe's prefix lengths, weighted and added up.
+    """The ranking loss, once for each of the recipe's prefix lengths, added up.
 
     Args:
         model: The model that is trained.
-        recipe: ``scale``, ``matryoshka_dims`` and ``matryoshka_weights``. Full size alone makes
-            this the plain ranking loss.
+        recipe: ``scale`` and ``matryoshka_dims``. Full size alone makes this the plain ranking
+            loss.
         options: Handed on to ``MultipleNegativesRankingLoss``.
     """
     return MatryoshkaLoss(
         model,
         MultipleNegativesRankingLoss(model, scale=recipe.scale, **options),
         matryoshka_dims=recipe.matryoshka_dims,
-        matryoshka_weights=recipe.matryoshka_weights,
     )
 
 
@@ -242,7 +278,7 @@ def train(
     seed_everything(recipe.seed)
     # The same prompts as in evaluation and search.
     prompts = column_prompts(model, rows.column_names)
-    arguments = training_arguments(run, name, recipe, len(rows), prompts)
+    arguments = training_arguments(run, name, recipe, rows, prompts)
     first = arguments.process_index == 0
     trainer = SentenceTransformerTrainer(
         model=model,

@@ -19,7 +19,6 @@ from tests.loopback_hub import tiny_bge
         ("max_rows", True, "max_rows is True"),
         ("matryoshka_dims", (768, 64), "model's 384"),
         ("matryoshka_dims", (64, 64), "different dimensions"),
-        ("matryoshka_weights", (1,), "each of the 5"),
         ("eval_dims", (), "eval_dims"),
         ("eval_dims", (0,), "eval_dims"),
         ("learning_rate", 0, "learning_rate is 0"),
@@ -32,7 +31,6 @@ from tests.loopback_hub import tiny_bge
         ("learning_rate", float("nan"), "learning_rate is nan"),
         ("scale", float("inf"), "scale is inf"),
         ("negative_margin", 1.0, "negative_margin is 1.0"),
-        ("matryoshka_weights", (1, 1, 0, 1, 1), "all above 0"),
         ("small_dim", 385, "small_dim is"),
         ("seed", 2**32, "below 2"),
         ("pooling", "max", "pooling is 'max': allowed are 'cls', 'mean' or none"),
@@ -73,16 +71,9 @@ def test_experiment_survives_json():
 
 def test_toml_overrides_a_preset(tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text(
-        'preset = "smoke"\nbatch_size = 8\nmatryoshka_dims = [384, 32]\n'
-        "matryoshka_weights = [1, 2]\n"
-    )
+    path.write_text('preset = "smoke"\nbatch_size = 8\nmatryoshka_dims = [384, 32]\n')
     assert from_toml(path) == dataclasses.replace(
-        PRESETS["smoke"],
-        name="mine",
-        batch_size=8,
-        matryoshka_dims=(384, 32),
-        matryoshka_weights=(1, 2),
+        PRESETS["smoke"], name="mine", batch_size=8, matryoshka_dims=(384, 32)
     )
 
 

@@ -144,20 +144,20 @@ def test_the_hub_is_asked_whether_it_has_the_model(hub, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("preset", "dims", "weights"),
+    ("preset", "dims"),
     [
-        ("wikipedia", (768, 256, 128, 64, 32), (1, 1, 1, 2, 2)),
-        ("msmarco", (768, 512, 256, 128, 64, 32), (1, 1, 1, 1, 2, 2)),
+        ("wikipedia", (768, 256, 128, 64, 32)),
+        ("msmarco", (768, 512, 256, 128, 64, 32)),
     ],
 )
-def test_a_second_model_is_one_field(commit, hub, tmp_path, preset, dims, weights):
+def test_a_second_model_is_one_field(commit, hub, tmp_path, preset, dims):
     newest = hub.add("models", "owner/mine", tiny_bge())
     path = tmp_path / "mine.toml"
     path.write_text(f'preset = "{preset}"\nmodel = "owner/mine"\n')
     experiment = from_toml(path)
     assert (experiment.full_dim, experiment.pooling, experiment.query_prompt) == (768, None, None)
     assert experiment.model_revision == newest
-    assert (experiment.matryoshka_dims, experiment.matryoshka_weights) == (dims, weights)
+    assert experiment.matryoshka_dims == dims
 
 
 def test_a_model_in_a_folder_beside_the_toml(tmp_path):

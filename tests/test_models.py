@@ -49,11 +49,16 @@ def test_texts_are_cut_at_the_configured_length(run):
 
 
 def test_another_dimension_than_configured_is_refused(run):
-    smaller = with_changes(
-        run, full_dim=128, matryoshka_dims=(128, 64), matryoshka_weights=(1, 1), eval_dims=(64,)
-    )
+    smaller = with_changes(run, full_dim=128, matryoshka_dims=(128, 64), eval_dims=(64,))
     with pytest.raises(ValueError, match=r"full_dim is 128, but .* embeddings of 384"):
         load_model(smaller)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_are_float32_whatever_the_file_has(run, tmp_path, dtype):
+    load_model(run).to(dtype).save(str(tmp_path))
+    model = load_model(with_changes(run, model=str(tmp_path)))
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(("gain", "precision"), [(1.2, "float32"), (4.0, "bf16")])

@@ -16,7 +16,7 @@ WIKIPEDIA = PRESETS["wikipedia"]
 def test_a_recipe_changes_nothing_but_what_is_optimised(preset, name):
     experiment = PRESETS[preset]
     changed = recipe(name, experiment)
-    free = {"matryoshka_dims", "matryoshka_weights", "rotate"}
+    free = {"matryoshka_dims", "rotate"}
     for field in dataclasses.fields(experiment):
         if field.name not in free:
             assert getattr(changed, field.name) == getattr(experiment, field.name)
@@ -29,8 +29,8 @@ def test_the_recipes_are_what_their_names_say():
     assert (control.matryoshka_dims, control.rotate) == ((384,), False)
     stock = recipe("matryoshka", WIKIPEDIA)
     assert stock.matryoshka_dims == (384, 256, 128, 64)
-    assert stock.matryoshka_weights == (1, 1, 1, 1)
     assert not stock.rotate
+    assert recipe("matryoshka_short", WIKIPEDIA) == dataclasses.replace(WIKIPEDIA, rotate=False)
     assert recipe("only_64", WIKIPEDIA).matryoshka_dims == (64,)
     with pytest.raises(ValueError, match="recipe is 'best': allowed are tuned, mnrl"):
         recipe("best", WIKIPEDIA)

@@ -17,7 +17,7 @@ from helpers.models import load_model
 
 # With 40 rows an epoch is two full batches and, in one process, one that is not full.
 TOML = 'preset = "smoke"\nbatch_size = 16\nepochs = 5\nevals = 1\nmatryoshka_dims = [384, 64]\n'
-TOML += "matryoshka_weights = [1, 1]\nwarmup = 0.0\n"
+TOML += "warmup = 0.0\n"
 # The command itself, and before Python ends a file that says how many of gloo's threads live on.
 PROGRAM = """
 import atexit, os, pathlib, runpy

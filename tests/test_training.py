@@ -1,5 +1,7 @@
 """The training notebook: repeatable to the byte, and able to go on after a kill."""
 
+import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 from datasets import Dataset
+from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.util import batch_to_device
 
 from helpers import training
@@ -24,8 +27,9 @@ from helpers.config import ROOT
 from helpers.controls import svd_rotation
 from helpers.models import load_model, without_dropout
 from helpers.sources import packaged_file
-from helpers.training import DevScores, last_checkpoint, training_arguments
+from helpers.training import DevScores, WholePasses, last_checkpoint, training_arguments
 
+ROWS = Dataset.from_dict({"query": ["a", "b"], "positive": ["c", "d"]})
 ONLY = "import sys; from pathlib import Path; from helpers.run import run_notebook; run_notebook("
 RUN_TRAINING = ONLY + "Path('notebooks/04_training.ipynb'), Path(sys.argv[1]))"
 
@@ -167,14 +171,15 @@ def test_no_checkpoint(tmp_path):
 
 def test_arguments_come_from_the_experiment(runs):
     run = open_run("smoke", "04_training", quiet=True)
-    arguments = training_arguments(run, "tuned", run.experiment, 6400)
-    assert arguments.per_device_train_batch_size == run.experiment.batch_size
+    size = run.experiment.batch_size
+    rows = Dataset.from_dict({"query": [str(number) for number in range(100 * size)]})
+    arguments = training_arguments(run, "tuned", run.experiment, rows)
+    assert arguments.per_device_train_batch_size == size
     assert arguments.learning_rate == run.experiment.learning_rate
     assert arguments.seed == run.experiment.seed
     assert arguments.save_steps == 100 / run.experiment.evals
-    assert arguments.batch_sampler == "no_duplicates"
     assert arguments.warmup_steps == run.experiment.warmup
-    assert arguments.num_train_epochs == run.experiment.epochs
+    assert arguments.max_steps == 100 * run.experiment.epochs
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
@@ -182,7 +187,7 @@ def test_arguments_follow_the_precision(runs, precision, tmp_path):
     path = tmp_path / "precise.toml"
     path.write_text(f'preset = "smoke"\nprecision = "{precision}"\n')
     run = open_run(str(path), "04_training", quiet=True)
-    arguments = training_arguments(run, "tuned", run.experiment, 100)
+    arguments = training_arguments(run, "tuned", run.experiment, ROWS)
     assert (arguments.bf16, arguments.fp16) == (precision == "bf16", precision == "fp16")
     assert arguments.prompts is None
 
@@ -211,13 +216,60 @@ def test_training_has_the_prompts_that_the_model_searches_with(runs, monkeypatch
     assert seen.value.args[0] == wanted
 
 
+def test_an_epoch_goes_through_all_rows_however_few_their_texts():
+    rows = Dataset.from_dict(
+        {"query": [f"q{i}" for i in range(533)], "positive": [f"p{i % 12}" for i in range(533)]}
+    )
+    once, twice = (WholePasses(rows, 64, drop_last=False, epochs=epochs) for epochs in (1, 2))
+    assert len(once) == len(list(once)) == 45  # batches of 64 would be 9
+    for passes, sampler in ((1, once), (2, twice)):
+        assert sorted(itertools.chain(*sampler)) == sorted(passes * [*range(533)])
+    assert twice.batches[:45] == once.batches != twice.batches[45:]
+    for batch in once:
+        assert len({row % 12 for row in batch}) == len(batch) > 1
+
+
+def test_each_seed_trains_in_an_order_of_its_own(runs):
+    run = open_run("smoke", "04_training", quiet=True)
+    rows = Dataset.from_dict({name: [f"{name} {i}" for i in range(200)] for name in ("a", "b")})
+    first = []
+    for seed in (0, 1):
+        recipe = dataclasses.replace(run.experiment, seed=seed)
+        trainer = SentenceTransformerTrainer(
+            model=load_model(run),
+            args=training_arguments(run, "tuned", recipe, rows),
+            train_dataset=rows,
+            evaluator=DevScores(["q"], [{0}], ["p", "r"], run),
+        )
+        first.append(next(iter(trainer.get_train_dataloader().batch_sampler)))
+    assert first[0] != first[1]
+
+
+def test_a_row_that_is_left_alone_makes_no_batch():
+    rows = Dataset.from_dict({"query": ["a", "b", "c", "d"], "positive": ["x", "x", "x", "y"]})
+    assert [len(batch) for batch in WholePasses(rows, 64, drop_last=False)] == [2]
+
+
+def test_rows_that_share_few_passages_are_all_trained_on(runs, tmp_path):
+    path = tmp_path / "few.toml"
+    path.write_text('preset = "smoke"\nbatch_size = 16\nepochs = 2\nevals = 1\n')
+    run = open_run(str(path), "04_training", quiet=True)
+    rows = Dataset.from_dict(
+        {"query": [f"q{i}" for i in range(20)], "positive": [f"p{i % 5}" for i in range(20)]}
+    )
+    scores = DevScores(["q"], [{0}], ["p", "r"], run)
+    training.train(run, "tuned", load_model(run), rows, scores, run.experiment)
+    log = run.load("tuned_log.csv", "training", "04_training")
+    assert log["step"].max() == 8  # 20 rows in batches of 5, twice; 16 at a time would be 4
+
+
 def test_another_configuration_has_another_place_for_checkpoints(runs, tmp_path):
     path = tmp_path / "mine.toml"
     folders = set()
     for rate in (1e-5, 2e-5):
         path.write_text(f'preset = "smoke"\nlearning_rate = {rate}\n')
         run = open_run(str(path), "04_training", quiet=True)
-        folders.add(training_arguments(run, "tuned", run.experiment, 100).output_dir)
+        folders.add(training_arguments(run, "tuned", run.experiment, ROWS).output_dir)
     assert len(folders) == 2
 
 

@@ -26,9 +26,9 @@ STYLE = {
     "matryoshka": ("standard Matryoshka", "#009E73", "-"),
     "matryoshka_rotated": ("standard Matryoshka, rotated", "#009E73", "--"),
     "matryoshka_short": ("standard + a shorter prefix", "#009E73", ":"),
-    "matryoshka_weighted": ("+ weight on short prefixes", "#009E73", "-."),
     "only_64": ("trained at one short size", "#882255", "-."),
     "tuned": ("tuned Matryoshka", "#D55E00", "-"),
+    "averaged": ("tuned, averaged with base", "#D55E00", ":"),
 }
 MODELS = tuple(STYLE)
 HEADLINE = ("bm25", "base", "mnrl_rotated", "tuned")  # what the first table of the series shows
@@ -38,6 +38,7 @@ SEARCH_COLOURS = {
     "funnel": "#D55E00",
     "pq": "#0072B2",
     "binary": "#0072B2",
+    "rabitq": "#CC79A7",
     "hnsw": "#009E73",
 }
 

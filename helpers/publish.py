@@ -195,6 +195,8 @@ def publish(run: Run, root: Path = ROOT) -> list[Path]:
         f"{name}_seconds.csv": seconds,
     }
     for file, table in tables.items():
+        if "dim" in table:  # BM25 has none, so pandas would write fractions
+            table = table.astype({"dim": "Int64"})
         table.to_csv(root / "results" / file, index=False)
     readme.write_text(text, encoding="utf-8")
     written = [readme, figure, *(root / "results" / file for file in tables)]

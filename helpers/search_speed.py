@@ -25,6 +25,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from helpers.artifacts import ArtifactError, find_run, fingerprint, short, versions
+from helpers.bits import rabitq_index
 from helpers.collection import load_data
 from helpers.config import ROOT
 from helpers.device import median_seconds, read_bandwidth
@@ -122,6 +123,11 @@ def methods(small: int, full: int) -> dict[str, Method]:
             lambda full: _quiet(faiss.IndexPQFastScan(full, 2 * small, 4, l2)), lambda full: small
         )
     return found | {
+        # A bit a number after a random rotation, and two numbers of its own for each vector;
+        # queries are rounded to 4 bits, FAISS's default.
+        "rabitq_full": Method(
+            partial(rabitq_index, metric=l2, query_bits=4), lambda full: -(-full // 8) + 8
+        ),
         "binary_full": Method(
             lambda full: faiss.IndexLSH(full, full, True, False), lambda full: -(-full // 8)
         ),

@@ -1,15 +1,13 @@
 """Times training, encoding and evaluation side by side: ``python -m helpers.speed wikipedia``.
 
 Every variant is timed in the same process on the same rows, in turn, round after round, and the
-medians are compared: a busy machine slows all of them alike. What a whole epoch takes and reaches
-is read from ``results/recipes.csv``, which ``python -m helpers.study`` writes. Writes
-``results/speed.csv`` and the README's table of it.
+medians are compared: a busy machine slows all of them alike. Writes ``results/speed.csv`` and the
+README's table of it.
 """
 
 import argparse
 import dataclasses
 import itertools
-import json
 import statistics
 import sys
 import time
@@ -34,7 +32,6 @@ from helpers.config import ROOT
 from helpers.device import DTYPES, autocast, device
 from helpers.metrics import evaluate_truncated
 from helpers.models import encode_passages, encode_queries, load_model, without_dropout
-from helpers.plots import metric_name
 from helpers.publish import replace_section
 from helpers.seeding import seed_everything
 from helpers.training import make_loss
@@ -209,38 +206,6 @@ def time_batching(run: Run, num_batches: int = 4) -> list[dict]:
     return rates("batching", medians(actions), len(rows), "rows/s", stock)
 
 
-def whole_epochs(run: Run) -> list[dict]:
-    """What an epoch took, and what dev scored after it, by the study: the article's and ours.
-
-    Raises:
-        ArtifactError: the study has not been run.
-    """
-    path = ROOT / "results" / "recipes.csv"
-    about = path.with_suffix(".json")
-    known = json.loads(about.read_text(encoding="utf-8"))["preset"] if about.is_file() else None
-    if known != run.experiment.name:
-        what = f"is of {known}" if known else "is missing"
-        raise ArtifactError(f"{short(path)} {what}; make it: python -m helpers.study {run.choice}")
-    table = pd.read_csv(path)
-    experiment = run.experiment
-    found = table[
-        (table["split"] == "dev") & (table["seed"] == 0) & (table["dim"] == experiment.small_dim)
-    ].set_index("recipe")
-    names = {"article": "batches of 16, 256 tokens, float32", "tuned": "this series"}
-    score = f"mrr@{experiment.k}"
-    epochs = {label: found.loc[name] for name, label in names.items()}
-    first = epochs[names["article"]]
-    rows = []
-    for label, row in epochs.items():
-        rate = row["num_rows"] / row["train_seconds"]
-        ratio = rate * first["train_seconds"] / first["num_rows"]
-        rows.append(("whole epoch", label, rate, "rows/s", ratio))
-    for label, row in epochs.items():
-        job = f"dev {metric_name(score)} at {experiment.small_dim} after it"
-        rows.append((job, label, row[score], metric_name(score), row[score] / first[score]))
-    return [dict(zip(COLUMNS, row, strict=False)) for row in rows]
-
-
 def time_encoding(run: Run, num_passages: int = 512) -> list[dict]:
     """Passages a second, against ``encode`` as it is when nothing is said."""
     passages = load_data(run).passages["text"].head(num_passages).tolist()
@@ -315,7 +280,7 @@ def readme_speed(table: pd.DataFrame) -> str:
     lines = [START, "| job | variant | rate | times stock |", "| --- | --- | ---: | ---: |"]
     lines += [
         f"| {row.job} | {row.variant} | {row.value:.3g} {row.unit} | "
-        + ("|" if pd.isna(row.ratio_to_stock) or "@" in row.unit else f"{row.ratio_to_stock:.2f} |")
+        + ("|" if pd.isna(row.ratio_to_stock) else f"{row.ratio_to_stock:.2f} |")
         for row in table.itertuples()
     ]
     training = table[table["job"] == "training"].set_index("variant")["value"]
@@ -323,9 +288,8 @@ def readme_speed(table: pd.DataFrame) -> str:
     lines += [
         "",
         f"Against the batches of 16 that articles print, training is {gain:.1f} times as fast. "
-        "Where no variant is called stock, the first of its job counts as stock. A whole epoch was "
-        f"timed once, by the study; the others are medians of {ROUNDS}, by "
-        f"`python -m helpers.speed`, on: {table['machine'][0]}.",
+        "Where no variant is called stock, the first of its job counts as stock. Medians of "
+        f"{ROUNDS}, by `python -m helpers.speed`, on: {table['machine'][0]}.",
     ]
     return "\n".join([*lines, END])
 
@@ -339,7 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
         load_data(run)  # what is missing is said now, not after minutes of timing
         seed_everything(run.experiment.seed)
         disable_progress_bar()
-        jobs = (whole_epochs, time_training, time_batching, time_encoding, time_evaluation)
+        jobs = (time_training, time_batching, time_encoding, time_evaluation)
         rows = [row for job in jobs for row in job(run)]
     except (ArtifactError, ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)

@@ -1,15 +1,17 @@
 """Compares training recipes with one another: ``python -m helpers.study wikipedia``.
 
 The named recipes (the tuned one and its controls) are trained with several seeds and scored on
-dev, on test and on a second collection that nothing is trained on; ideas are trained once and
-scored on dev alone. Every training starts from the data of a run and is kept in it, so the command
-goes on after the last finished training. At the end it writes ``results/recipes*`` and the README's
-section on them.
+dev, on test and on a second collection that nothing is trained on; ideas are scored on dev alone,
+and trained once where nothing else is said. Every training starts from the data of a run. Its
+scores are kept in ``results/trainings/``: commit them, and the command goes on from there in any
+clone. At the end it writes ``results/recipes*``, ``results/bits.csv`` and the README's section.
 """
 
 import argparse
 import dataclasses
+import hashlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -17,14 +19,22 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import (
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from helpers.artifacts import ArtifactError, Run, find_run, short, versions
+from helpers.bits import score_bits
 from helpers.collection import RetrievalData, load_data
 from helpers.config import ROOT, Experiment
 from helpers.controls import bm25_ranking, svd_rotation
@@ -39,8 +49,10 @@ from helpers.training import DevScores, is_trained, make_loss, start_model, trai
 from helpers.transfer import VERSION, operations_collection
 
 SEEDS = (0, 1, 2)
-NAMED = ("mnrl", "only_64", "matryoshka", "tuned")
-TRANSFER = ("base", "mnrl", "tuned")  # what is scored on the second collection
+NAMED = ("tuned", "mnrl", "matryoshka", "matryoshka_short", "only_64")
+TRANSFER = ("base", "mnrl", "tuned", "averaged")  # what is scored on the second collection
+ROUNDED = ("base", "mnrl", "mnrl_rotated", "tuned")  # what is scored with fewer bits
+SHARE = 0.7  # of the tuned model's weights in the averaged one, the rest is the starting model's
 COLUMNS = ["recipe", "seed", "split", "dim"]
 TRANSFERRED = "recipes_transfer"
 START, END = "<!-- recipes: start -->", "<!-- recipes: end -->"
@@ -54,7 +66,7 @@ class Distilled(torch.nn.Module):
 
     Args:
         model: The model that is trained.
-        experiment: ``matryoshka_dims``, ``matryoshka_weights`` and ``scale``.
+        experiment: ``matryoshka_dims`` and ``scale``.
     """
 
     def __init__(self, model: SentenceTransformer, experiment: Experiment):
@@ -67,8 +79,7 @@ class Distilled(torch.nn.Module):
         right = torch.arange(len(queries), device=queries.device)
         full, loss = None, 0.0
         experiment = self.experiment
-        pairs = zip(experiment.matryoshka_dims, experiment.matryoshka_weights, strict=True)
-        for dim, weight in sorted(pairs, reverse=True):
+        for dim in sorted(experiment.matryoshka_dims, reverse=True):
             similarity = experiment.scale * prefix(queries, dim) @ prefix(passages, dim).T
             value = torch.nn.functional.cross_entropy(similarity, right)
             if full is None:
@@ -79,8 +90,31 @@ class Distilled(torch.nn.Module):
                     ours, full, log_target=True, reduction="batchmean"
                 )
                 value = (value + apart) / 2
-            loss = loss + weight * value
+            loss = loss + value
         return loss
+
+
+def weighted(model: SentenceTransformer, experiment: Experiment) -> MatryoshkaLoss:
+    """The Matryoshka loss in which prefixes of ``small_dim`` and below count twice."""
+    dims = experiment.matryoshka_dims
+    return MatryoshkaLoss(
+        model,
+        MultipleNegativesRankingLoss(model, scale=experiment.scale),
+        matryoshka_dims=dims,
+        matryoshka_weights=[2 if dim <= experiment.small_dim else 1 for dim in dims],
+    )
+
+
+def averaged(start: SentenceTransformer, tuned: SentenceTransformer) -> SentenceTransformer:
+    """``tuned`` with the mean of its weights and those it started from: ``SHARE`` of its own.
+
+    References:
+        Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
+    """
+    with torch.no_grad():
+        for before, after in zip(start.parameters(), tuned.parameters(), strict=True):
+            after.copy_(torch.lerp(before, after, SHARE))
+    return tuned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +125,13 @@ class Idea:
         changes: The fields of the experiment that it sets.
         of: The recipe that it changes.
         loss: Makes the loss from the model and the experiment.
+        seeds: What it is trained with.
     """
 
     changes: dict = dataclasses.field(default_factory=dict)
     of: str = "tuned"
     loss: Callable[[SentenceTransformer, Experiment], torch.nn.Module] = make_loss
+    seeds: tuple[int, ...] = (0,)
 
     def describe(self) -> dict:
         """The idea as JSON can hold it."""
@@ -106,17 +142,13 @@ class Idea:
 
 def ideas(experiment: Experiment) -> dict[str, Idea]:
     """Everything that was tried besides the named recipes, by name."""
-    dims = experiment.matryoshka_dims
     harder = partial(make_loss, hardness_mode="all_negatives", hardness_strength=5.0)
     both_ways = partial(
         make_loss, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction"
     )
     return {
-        # The steps from the standard recipe to the tuned one; the last step is the rotation.
-        "matryoshka_short": Idea(
-            {"matryoshka_dims": dims, "matryoshka_weights": (1,) * len(dims)}, of="matryoshka"
-        ),
-        "matryoshka_weighted": Idea({"rotate": False}),
+        # With all seeds, as it was once the recipe.
+        "weighted": Idea(loss=weighted, seeds=SEEDS),
         # One change of the tuned recipe each.
         "no_negatives": Idea({"num_negatives": 0}),
         "distilled": Idea(loss=Distilled),
@@ -134,11 +166,65 @@ def ideas(experiment: Experiment) -> dict[str, Idea]:
         # More budget, with the control that had as much.
         "three_negatives": Idea({"num_negatives": 3}),
         "mnrl_three_negatives": Idea({"num_negatives": 3}, of="mnrl"),
-        # The standard recipe in small batches of longer texts, in float32.
-        "article": Idea(
-            {"batch_size": 16, "max_seq_length": 256, "precision": "float32"}, of="matryoshka"
-        ),
     }
+
+
+class Scores(NamedTuple):
+    """What a training reached.
+
+    Attributes:
+        queries: Query by query, columns as :meth:`Study.score` gives them, with ``seed``,
+            ``num_rows`` and ``machine``.
+        bits: With fewer bits a dimension, with ``seed``; empty where that is not scored.
+    """
+
+    queries: pd.DataFrame
+    bits: pd.DataFrame
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """The scores of a finished training in ``results/trainings/``.
+
+    Attributes:
+        name: Of its files, with the preset's folder.
+        about: What the scores depend on, :meth:`Study.about`; those that were made with something
+            else are not there. A field that the configuration no longer has says nothing.
+    """
+
+    name: str
+    about: dict
+
+    @property
+    def path(self) -> Path:
+        return ROOT / "results" / "trainings" / f"{self.name}.parquet"
+
+    def there(self) -> bool:
+        """Whether the scores are there."""
+        if not self.path.is_file():
+            return False
+        found = json.loads(pq.read_schema(self.path).metadata.get(b"about", b"{}"))
+        then = found.get("configuration", {})
+        now = {key: then.get(key) for key in self.about["configuration"]}
+        return {**found, "configuration": now} == self.about
+
+    def write(self, queries: pd.DataFrame, bits: pd.DataFrame) -> None:
+        """Keep the scores; the first table is written last, and says that both are there."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.with_suffix(".csv").unlink(missing_ok=True)
+        if len(bits):
+            bits.to_csv(self.path.with_suffix(".csv"), index=False, float_format="%.6f")
+        table = pa.Table.from_pandas(queries, preserve_index=False)
+        about = {**(table.schema.metadata or {}), "about": json.dumps(self.about)}
+        scratch = self.path.with_suffix(".part")
+        pq.write_table(table.replace_schema_metadata(about), scratch, compression="zstd")
+        os.replace(scratch, self.path)
+
+    def read(self, seed) -> Scores:
+        """The scores, with the seed that they were trained with."""
+        bits = self.path.with_suffix(".csv")
+        rounded = pd.read_csv(bits) if bits.is_file() else pd.DataFrame()
+        return Scores(pd.read_parquet(self.path).assign(seed=seed), rounded.assign(seed=seed))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,12 +274,16 @@ class Study:
         small = experiment.small_dim
         return sorted({small // 4, small // 2, *experiment.dims})
 
-    def score(self, name: str, model: SentenceTransformer, run: Run, on_test: bool) -> pd.DataFrame:
-        """Score a model query by query, and rotated once more where its recipe has no rotation.
+    def score(
+        self, name: str, model: SentenceTransformer, run: Run, on_test: bool
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Score a model, and its rotated twin where its recipe has no rotation.
 
         Returns:
-            Columns ``recipe``, ``split``, ``dim``, ``query`` and the metrics. The split is
-            "dev", "test" or "second", the second collection; for an idea it is dev alone.
+            A pair. First, query by query: columns ``recipe``, ``split``, ``dim``, ``query`` and the
+            metrics; the split is "dev", "test" or "second", the second collection. Then, for what
+            is named in ``ROUNDED``, :func:`helpers.bits.score_bits`' columns with ``recipe`` and
+            ``split``.
         """
         k = run.experiment.k
         passages = encode_passages(model, self.data.passages["text"], run)
@@ -208,14 +298,18 @@ class Study:
             queries, qrels = self.second.split("test")
             corpus = encode_passages(model, self.second.passages["text"], run)
             parts.append(("second", encode_queries(model, queries, run), corpus, qrels))
-        tables = []
+        tables, rounded = [], []
         for split, queries, corpus, qrels in parts:
             turns = {name: None} if rotation is None else {name: None, f"{name}_rotated": rotation}
             for label, turn in turns.items():
                 q, p = (queries, corpus) if turn is None else (queries @ turn, corpus @ turn)
                 _, each = evaluate_truncated(q, p, qrels, self.dims(), k, per_query=True)
                 tables.append(each.assign(recipe=label, split=split))
-        return pd.concat(tables, ignore_index=True)
+                if label in ROUNDED and split != "second":
+                    found = score_bits(q, p, qrels, self.dims(), k)
+                    rounded.append(found.assign(recipe=label, split=split))
+        bits = pd.concat(rounded, ignore_index=True) if rounded else pd.DataFrame()
+        return pd.concat(tables, ignore_index=True), bits
 
     def score_bm25(self) -> pd.DataFrame:
         """BM25 in the form of :meth:`score`; its ``dim`` is missing."""
@@ -233,34 +327,49 @@ class Study:
             tables.append(each.assign(recipe="bm25", split=split))
         return pd.concat(tables, ignore_index=True)
 
-    def untrained(self) -> pd.DataFrame:
+    def untrained(self) -> "Scores":
         """The scores of what needs no training: BM25, the base model, and that one rotated."""
-        if not self.run.has("study/free.parquet", "evaluation"):
-            base = self.score("base", load_model(self.run), self.run, on_test=True)
-            found = pd.concat([self.score_bm25(), base], ignore_index=True)
-            self.run.save("study/free.parquet", found, "evaluation")
-        found = self.run.load("study/free.parquet", "evaluation", "03_baseline")
-        return found.assign(seed=pd.NA, train_seconds=0.0, num_rows=0)
+        experiment = self.run.experiment
+        place = Kept(f"{experiment.name}/base", self.about(experiment, {}))
+        if not place.there():
+            base, rounded = self.score("base", load_model(self.run), self.run, on_test=True)
+            found, machine = pd.concat([self.score_bm25(), base]), str(self.run.machine)
+            place.write(found.assign(num_rows=0, machine=machine), rounded)
+        return place.read(pd.NA)
 
-    def trained(self, name: str, idea: Idea, seed: int, on_test: bool) -> pd.DataFrame:
+    def trained(self, name: str, idea: Idea, seed: int, on_test: bool) -> "Scores":
         """The scores of one recipe, trained with one seed; those of an earlier time, if any."""
         experiment = dataclasses.replace(
             recipe(idea.of, self.run.experiment), **idea.changes, seed=seed, evals=1
         )
         run = dataclasses.replace(self.run, experiment=experiment)
-        label = f"study/{name}-{seed}"
-        if not run.has(f"{label}.parquet", "evaluation"):
+        place = Kept(f"{experiment.name}/{name}-{seed}", self.about(experiment, idea.describe()))
+        if not place.there():
+            label = f"study/{name}-{seed}"
             rows = self.rows_of(run)
             if not is_trained(run, label):
                 model = start_model(run, experiment, self.rotation)
                 dev_scores, loss = self.dev_scores, idea.loss(model, experiment)
                 train(run, label, model, rows, dev_scores, experiment, loss)
-            found = self.score(name, load_model(run, run.path(label)), run, on_test)
-            seconds = pd.read_csv(run.path(f"{label}_log.csv"))["seconds"].max()
-            found = found.assign(train_seconds=seconds, num_rows=len(rows))
-            run.save(f"{label}.parquet", found, "evaluation")
-        shutil.rmtree(run.path(label), ignore_errors=True)  # its scores are all that is needed
-        return run.load(f"{label}.parquet", "evaluation", "04_training").assign(seed=seed)
+            model = load_model(run, run.path(label))
+            found, rounded = self.score(name, model, run, on_test)
+            if name == "tuned":
+                mean = averaged(start_model(run, experiment, self.rotation), model)
+                found = pd.concat([found, self.score("averaged", mean, run, on_test)[0]])
+            found = found.assign(num_rows=len(rows), machine=str(run.machine))
+            place.write(found, rounded)
+            shutil.rmtree(run.path(label))  # its scores are all that is needed
+        return place.read(seed)
+
+    def about(self, experiment: Experiment, idea: dict) -> dict:
+        """What scores depend on besides the machine, as JSON can hold it."""
+        texts = [*self.data.passages["text"], *self.data.queries["text"]]
+        return {
+            "configuration": experiment.up_to("evaluation"),
+            "idea": idea,
+            "texts": hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+            "second": VERSION,
+        }
 
     def rows_of(self, run: Run) -> Dataset:
         """The training rows with as many negatives as the recipe asks for."""
@@ -274,16 +383,17 @@ class Study:
 
 def jobs(experiment: Experiment) -> list[tuple[str, Idea, int, bool]]:
     """What is trained, in order: name, what it changes, seed, and whether test is scored."""
-    named = [(name, Idea(of=name), seed, True) for seed in SEEDS for name in NAMED]
-    return named + [(name, idea, 0, False) for name, idea in ideas(experiment).items()]
+    named = [(name, Idea(of=name, seeds=SEEDS), True) for name in NAMED]
+    tried = [(name, idea, False) for name, idea in ideas(experiment).items()]
+    return [(name, idea, seed, test) for name, idea, test in named + tried for seed in idea.seeds]
 
 
 def summary(scores: pd.DataFrame, k: int) -> pd.DataFrame:
     """Means over queries: the columns of ``results/recipes.csv``."""
     metrics = [f"mrr@{k}", f"recall@{k}", f"ndcg@{k}"]
-    keys = [*COLUMNS, "train_seconds", "num_rows"]
+    keys = [*COLUMNS, "num_rows"]
     means = scores.groupby(keys, sort=False, dropna=False)[metrics].mean().reset_index()
-    return means[[*COLUMNS, *metrics, "train_seconds", "num_rows"]]
+    return means[[*COLUMNS, *metrics, "num_rows"]]
 
 
 def intervals(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -366,7 +476,27 @@ def readme_recipes(tables: dict[str, pd.DataFrame], about: dict) -> str:
     return "\n".join(lines)
 
 
-def write(study: Study, scores: pd.DataFrame, root: Path) -> list[Path]:
+def bits_table(rounded: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """What a byte buys: ``results/bits.csv``.
+
+    Several ways of rounding to the same bits are compared on dev, averaged over models, sizes and
+    seeds; on test the best one alone is shown. For one bit FAISS's RaBitQ is shown as well.
+
+    Args:
+        rounded: Of all models, :attr:`Scores.bits`.
+        metric: What chooses.
+    """
+    table = rounded.rename(columns={"recipe": "model"})
+    dev = table[(table["split"] == "dev") & (table["rounding"] != "rabitq")]
+    means = dev.groupby(["bits", "rounding"])[metric].mean()
+    best = set(means.groupby("bits").idxmax())
+    chosen = [pair in best for pair in zip(table["bits"], table["rounding"], strict=True)]
+    shown = (table["split"] == "dev") | (table["rounding"] == "rabitq") | chosen
+    columns = ["model", "seed", "split", "dim", "bits", "rounding", "bytes"]
+    return table.loc[shown, [*columns, *(c for c in table if "@" in c)]]
+
+
+def write(study: Study, scores: pd.DataFrame, rounded: pd.DataFrame, root: Path) -> list[Path]:
     """Write a finished study to ``results/`` and the README; returns what was written.
 
     Raises:
@@ -381,6 +511,7 @@ def write(study: Study, scores: pd.DataFrame, root: Path) -> list[Path]:
         "recipes_intervals": intervals(scores, metric),
         "recipes_differences": differences(scores, experiment, metric),
         TRANSFERRED: means[second].drop(columns="split"),
+        "bits": bits_table(rounded, metric),
     }
     tables = {
         name: table.astype({c: "Int64" for c in ("dim", "seed") if c in table}).round(6)
@@ -389,14 +520,17 @@ def write(study: Study, scores: pd.DataFrame, root: Path) -> list[Path]:
     about = {
         "command": f"python -m helpers.study {study.run.choice}",
         "finished": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": str(study.run.machine),
+        "machine": " and ".join(sorted(scores["machine"].unique())),
         "preset": experiment.name,
         "run": study.run.id,
         "small_dim": experiment.small_dim,
         "full_dim": experiment.full_dim,
         "seeds": list(SEEDS),
         "num_queries": {name: len(study.data.split(name)[0]) for name in ("dev", "test")},
-        "recipes": {name: idea.describe() for name, idea, *_ in jobs(experiment)},
+        "recipes": {
+            name: idea.describe() | {"seeds": list(idea.seeds)}
+            for name, idea, *_ in jobs(experiment)
+        },
         "second": {
             "version": VERSION,
             "queries": len(study.second.queries),
@@ -423,19 +557,32 @@ def write(study: Study, scores: pd.DataFrame, root: Path) -> list[Path]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m helpers.study", description=__doc__)
     parser.add_argument("preset", help="a run with notebooks 1 to 3 done: a preset, or a TOML file")
+    parser.add_argument(
+        "--part",
+        type=int,
+        nargs=2,
+        metavar=("I", "N"),
+        help="train only every N-th recipe from the I-th, counted from 0, and write no tables: for "
+        "several processes at once; run it without this when all are done",
+    )
     options = parser.parse_args(arguments)
     try:
         disable_progress_bar()
         study = Study.of(find_run(options.preset, "04_training"))
-        scores = [study.untrained()]
-        todo = jobs(study.run.experiment)
-        for number, (name, idea, seed, on_test) in enumerate(todo, start=1):
+        first, step = options.part or (0, 1)
+        found = [study.untrained()] if first == 0 else []
+        todo = [*enumerate(jobs(study.run.experiment), start=1)]
+        for number, (name, idea, seed, on_test) in todo[first::step]:
             begin = time.monotonic()
             print(f"{number:>2} of {len(todo)}  {name}, seed {seed}", flush=True)
-            found = study.trained(name, idea, seed, on_test)
-            scores.append(found)
-            print(_line(found, study.run.experiment, time.monotonic() - begin), flush=True)
-        for path in write(study, pd.concat(scores, ignore_index=True), ROOT):
+            found.append(study.trained(name, idea, seed, on_test))
+            seconds = time.monotonic() - begin
+            print(_line(found[-1].queries, study.run.experiment, seconds), flush=True)
+        if options.part:
+            return 0
+        scores = pd.concat([each.queries for each in found], ignore_index=True)
+        rounded = pd.concat([each.bits for each in found if len(each.bits)], ignore_index=True)
+        for path in write(study, scores, rounded, ROOT):
             print(short(path))
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)

@@ -2,14 +2,13 @@
 
 import dataclasses
 import itertools
-import json
 
 import pandas as pd
 import pytest
 import torch
 
 from helpers import speed
-from helpers.artifacts import ArtifactError, open_run
+from helpers.artifacts import open_run
 from helpers.collection import collect
 from helpers.config import ROOT
 from helpers.speed import (
@@ -24,7 +23,6 @@ from helpers.speed import (
     share,
     time_evaluation,
     training_variants,
-    whole_epochs,
 )
 from helpers.triplets import gather
 
@@ -108,30 +106,6 @@ def test_the_share_of_the_matrix_rate_counts_what_is_multiplied(run, monkeypatch
     assert row["job"] == "encoding"
 
 
-def test_whole_epochs_are_read_from_the_study(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(speed, "ROOT", tmp_path)
-    with pytest.raises(ArtifactError, match=r"recipes\.csv is missing.*helpers\.study smoke"):
-        whole_epochs(run)
-    rows = [
-        ("article", 0, "dev", 64, 0.5, 100.0, 1000),
-        ("tuned", 0, "dev", 64, 0.6, 10.0, 1000),
-        ("tuned", 0, "dev", 384, 0.9, 10.0, 1000),
-        ("tuned", 1, "dev", 64, 0.9, 1.0, 1000),
-        ("tuned", 0, "test", 64, 0.9, 1.0, 1000),
-    ]
-    columns = ["recipe", "seed", "split", "dim", "mrr@10", "train_seconds", "num_rows"]
-    (tmp_path / "results").mkdir()
-    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "results" / "recipes.csv", index=False)
-    about = tmp_path / "results" / "recipes.json"
-    about.write_text(json.dumps({"preset": "another"}))
-    with pytest.raises(ArtifactError, match=r"recipes\.csv is of another"):
-        whole_epochs(run)
-    about.write_text(json.dumps({"preset": "smoke"}))
-    found = whole_epochs(run)
-    assert [row["value"] for row in found] == [10, 100, 0.5, 0.6]
-    assert [row["ratio_to_stock"] for row in found] == pytest.approx([1, 10, 1, 1.2])
-
-
 def test_a_run_without_data_is_refused_with_what_to_do(runs, capsys):
     open_run("smoke", "01_setup", quiet=True)
     assert main(["smoke"]) == 1
@@ -141,7 +115,7 @@ def test_a_run_without_data_is_refused_with_what_to_do(runs, capsys):
 def test_the_readme_shows_the_table():
     table = pd.read_csv(ROOT / "results" / "speed.csv")
     assert list(table.columns) == COLUMNS
-    jobs = {"whole epoch", "training", "batching", "encoding", "evaluating 5 sizes"}
+    jobs = {"training", "batching", "encoding", "evaluating 5 sizes"}
     assert jobs <= set(table["job"])
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text[text.index(START) : text.index(END) + len(END)] == readme_speed(table)

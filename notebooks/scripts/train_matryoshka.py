@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.training_args import (
 if len(sys.argv) != 4:
     sys.exit(__doc__)
 model_name, triplets, output = sys.argv[1:]
-model = SentenceTransformer(model_name)
+model = SentenceTransformer(model_name, model_kwargs={"dtype": "float32"})
 loss = MultipleNegativesRankingLoss(model)
 loss = MatryoshkaLoss(model, loss, matryoshka_dims=[model.get_embedding_dimension(), 256, 128, 64])
 trainer = SentenceTransformerTrainer(

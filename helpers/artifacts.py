@@ -232,7 +232,8 @@ class Run:
         if not target.exists() or not manifest:
             raise self._error(target, "is missing", made_by)
         now, then = self._configuration(stage), manifest.get("configuration") or {}
-        changed = [f"{key} {then.get(key)!r}" for key in now if then.get(key) != now[key]]
+        keys = [*now, *(key for key in then if key not in now)]  # a field may have gone since
+        changed = [f"{key} {then.get(key)!r}" for key in keys if then.get(key) != now.get(key)]
         if changed:
             raise self._error(target, f"was made with {', '.join(changed)}", made_by)
         if manifest.get("sha256") != _hashes(target, manifest.get("sha256")):

@@ -57,7 +57,7 @@ def aims(scores: pd.DataFrame, differences: pd.DataFrame, small: int, full: int)
     metric = next(column for column in scores if column.startswith("mrr@"))
     test = scores[(scores["split"] == "test") & scores["dim"].notna()]
     mean = test.groupby(["recipe", "dim"])[metric].mean()
-    best = mean.xs(full, level="dim").max()
+    best = mean.xs(full, level="dim").filter(items=[*CHANGES]).max()
     share = mean["tuned", small] / best
     loss = mean["tuned", full] - mean["mnrl", full]
 

@@ -34,7 +34,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from transformers.utils.logging import disable_progress_bar
 
 from helpers.artifacts import ArtifactError, Run, find_run, short, versions
-from helpers.bits import score_bits
+from helpers.bits import ROUNDINGS, score_bits
 from helpers.collection import RetrievalData, load_data
 from helpers.config import ROOT, Experiment
 from helpers.controls import bm25_ranking, svd_rotation
@@ -189,7 +189,7 @@ class Kept:
     Attributes:
         name: Of its files, with the preset's folder.
         about: What the scores depend on, :meth:`Study.about`; those that were made with something
-            else are not there. A field that the configuration no longer has says nothing.
+            else are not there.
     """
 
     name: str
@@ -203,28 +203,23 @@ class Kept:
         """Whether the scores are there."""
         if not self.path.is_file():
             return False
-        found = json.loads(pq.read_schema(self.path).metadata.get(b"about", b"{}"))
-        then = found.get("configuration", {})
-        now = {key: then.get(key) for key in self.about["configuration"]}
-        return {**found, "configuration": now} == self.about
+        return json.loads(pq.read_schema(self.path).metadata.get(b"about", b"{}")) == self.about
 
     def write(self, queries: pd.DataFrame, bits: pd.DataFrame) -> None:
-        """Keep the scores; the first table is written last, and says that both are there."""
+        """Keep both tables in one file, the smaller one in its metadata."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.with_suffix(".csv").unlink(missing_ok=True)
-        if len(bits):
-            bits.to_csv(self.path.with_suffix(".csv"), index=False, float_format="%.6f")
         table = pa.Table.from_pandas(queries, preserve_index=False)
-        about = {**(table.schema.metadata or {}), "about": json.dumps(self.about)}
+        more = {"about": json.dumps(self.about), "bits": bits.round(6).to_json(orient="records")}
+        table = table.replace_schema_metadata({**table.schema.metadata, **more})
         scratch = self.path.with_suffix(".part")
-        pq.write_table(table.replace_schema_metadata(about), scratch, compression="zstd")
+        pq.write_table(table, scratch, compression="zstd")
         os.replace(scratch, self.path)
 
     def read(self, seed) -> Scores:
         """The scores, with the seed that they were trained with."""
-        bits = self.path.with_suffix(".csv")
-        rounded = pd.read_csv(bits) if bits.is_file() else pd.DataFrame()
-        return Scores(pd.read_parquet(self.path).assign(seed=seed), rounded.assign(seed=seed))
+        table = pq.read_table(self.path)
+        bits = pd.DataFrame(json.loads(table.schema.metadata[b"bits"]))
+        return Scores(table.to_pandas().assign(seed=seed), bits.assign(seed=seed))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,7 +325,7 @@ class Study:
     def untrained(self) -> "Scores":
         """The scores of what needs no training: BM25, the base model, and that one rotated."""
         experiment = self.run.experiment
-        place = Kept(f"{experiment.name}/base", self.about(experiment, {}))
+        place = Kept(f"{experiment.name}/base", self.about("base", experiment, {}, on_test=True))
         if not place.there():
             base, rounded = self.score("base", load_model(self.run), self.run, on_test=True)
             found, machine = pd.concat([self.score_bm25(), base]), str(self.run.machine)
@@ -343,7 +338,8 @@ class Study:
             recipe(idea.of, self.run.experiment), **idea.changes, seed=seed, evals=1
         )
         run = dataclasses.replace(self.run, experiment=experiment)
-        place = Kept(f"{experiment.name}/{name}-{seed}", self.about(experiment, idea.describe()))
+        about = self.about(name, experiment, idea.describe(), on_test)
+        place = Kept(f"{experiment.name}/{name}-{seed}", about)
         if not place.there():
             label = f"study/{name}-{seed}"
             rows = self.rows_of(run)
@@ -361,15 +357,20 @@ class Study:
             shutil.rmtree(run.path(label))  # its scores are all that is needed
         return place.read(seed)
 
-    def about(self, experiment: Experiment, idea: dict) -> dict:
-        """What scores depend on besides the machine, as JSON can hold it."""
-        texts = [*self.data.passages["text"], *self.data.queries["text"]]
-        return {
+    def about(self, name: str, experiment: Experiment, idea: dict, on_test: bool) -> dict:
+        """What scores depend on besides code and machine, as JSON can hold it."""
+        data = self.data
+        texts = [*data.passages["text"], *data.queries["text"], *data.queries["split"]]
+        found = {
             "configuration": experiment.up_to("evaluation"),
             "idea": idea,
+            "on_test": on_test,
             "texts": hashlib.sha256("\0".join(texts).encode()).hexdigest(),
-            "second": VERSION,
+            "second": VERSION if name in TRANSFER else None,
+            "roundings": ROUNDINGS if {name, f"{name}_rotated"} & {*ROUNDED} else None,
+            "averaged": SHARE if name == "tuned" else None,
         }
+        return json.loads(json.dumps(found))
 
     def rows_of(self, run: Run) -> Dataset:
         """The training rows with as many negatives as the recipe asks for."""
@@ -391,9 +392,9 @@ def jobs(experiment: Experiment) -> list[tuple[str, Idea, int, bool]]:
 def summary(scores: pd.DataFrame, k: int) -> pd.DataFrame:
     """Means over queries: the columns of ``results/recipes.csv``."""
     metrics = [f"mrr@{k}", f"recall@{k}", f"ndcg@{k}"]
-    keys = [*COLUMNS, "num_rows"]
+    keys = [*COLUMNS, "num_rows", "machine"]
     means = scores.groupby(keys, sort=False, dropna=False)[metrics].mean().reset_index()
-    return means[[*COLUMNS, *metrics, "num_rows"]]
+    return means[[*COLUMNS, *metrics, "num_rows", "machine"]]
 
 
 def intervals(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -570,6 +571,8 @@ def main(arguments: list[str] | None = None) -> int:
         disable_progress_bar()
         study = Study.of(find_run(options.preset, "04_training"))
         first, step = options.part or (0, 1)
+        if not 0 <= first < step:
+            parser.error(f"--part is {first} {step}: I is a number from 0 to N - 1")
         found = [study.untrained()] if first == 0 else []
         todo = [*enumerate(jobs(study.run.experiment), start=1)]
         for number, (name, idea, seed, on_test) in todo[first::step]:

@@ -1,6 +1,7 @@
 """The plumbing of a training run: its arguments, its progress, and going on where it stopped."""
 
 import hashlib
+import itertools
 import json
 import math
 import shutil
@@ -44,13 +45,13 @@ class WholePasses(DefaultBatchSampler):
 
     An equal text in a batch would be a false negative. ``NO_DUPLICATES`` of sentence-transformers
     leaves such rows for a later batch, so rows with few distinct texts need more batches than its
-    length says, and the trainer stops at that length. A row that is left by itself has nothing to
-    be told apart from: there is no batch of one.
+    length says, and the trainer stops at that length. A pass ends where only one row at a time
+    could be trained: alone in its batch, it is told apart from nothing but its own negatives.
 
     Args:
         dataset: Training rows.
         batch_size: Rows in a batch at most.
-        drop_last: Leave out batches that are not full.
+        drop_last: Leave out batches that are not full, which loses rows with frequent texts.
         epochs: Passes over the rows.
         generator: Draws the order; a new one where there is none.
         seed: Of the first pass; each further one has the next.
@@ -62,11 +63,14 @@ class WholePasses(DefaultBatchSampler):
     ):
         options |= {"generator": generator or torch.Generator(), "seed": seed}
         super().__init__(dataset, batch_size, drop_last, **options)
-        batches = NoDuplicatesBatchSampler(dataset, batch_size, drop_last, **options)
+        # With drop_last it would draw rows a second time, to reach the length that it says.
+        batches = NoDuplicatesBatchSampler(dataset, batch_size, drop_last=False, **options)
         self.batches = []
         for epoch in range(epochs):
             batches.set_epoch(epoch)
-            self.batches += [batch for batch in batches if len(batch) > 1]
+            for batch in itertools.takewhile(lambda batch: len(batch) > 1, batches):
+                if len(batch) == batch_size or not drop_last:
+                    self.batches.append(batch)
 
     def __iter__(self):
         return iter(self.batches)
@@ -103,14 +107,32 @@ def training_arguments(
         recipe: The numbers.
         rows: Training rows; how many steps they take depends on which texts are equal.
         prompts: What is put before the texts of each column.
+
+    Raises:
+        ValueError: the rows make no batch.
     """
     many = is_dist_initialized()
     sampler = partial(WholePasses, epochs=recipe.epochs)
-    steps = len(sampler(rows, recipe.batch_size, drop_last=many, seed=recipe.seed))
+    batches = sampler(rows, recipe.batch_size, drop_last=many, seed=recipe.seed)
+    steps = len(batches)
+    if not steps:
+        what = "a full batch of" if many else "two"
+        raise ValueError(
+            f"the {len(rows):,} training rows do not hold {what} rows whose texts all differ"
+            + (f": set batch_size, {recipe.batch_size}, lower" if many else "")
+        )
+    # Several processes split a batch among them, several GPUs of one process multiply it.
+    devices = 1 if many or run.machine.device == "cpu" else torch.cuda.device_count()
+    left = len(rows) - sum(map(len, batches)) // recipe.epochs
+    if left > len(rows) / 100:
+        print(
+            f"{left:,} of {len(rows):,} rows are not trained on: their texts are in so many rows "
+            "that no batch of different texts is left for them"
+        )
     return SentenceTransformerTrainingArguments(
         output_dir=str(checkpoint_folder(run, name, recipe)),
         max_steps=steps,  # the sampler goes through the rows as often as the recipe says
-        per_device_train_batch_size=recipe.batch_size,  # in all, where batches are split
+        per_device_train_batch_size=recipe.batch_size // devices,
         accelerator_config={"split_batches": many},
         dataloader_drop_last=many,
         learning_rate=recipe.learning_rate,

@@ -137,7 +137,7 @@ def test_a_study_is_trained_scored_and_written(ready, stand_in, monkeypatch, tmp
 
     table = pd.read_csv(tmp_path / "results" / "recipes.csv")
     expected = ["recipe", "seed", "split", "dim", "mrr@10", "recall@10", "ndcg@10"]
-    assert list(table.columns) == [*expected, "num_rows"]
+    assert list(table.columns) == [*expected, "num_rows", "machine"]
     tested = set(table.loc[table["split"] == "test", "recipe"])
     rotated = {"base_rotated", "mnrl_rotated", "matryoshka_rotated", "matryoshka_short_rotated"}
     assert tested == {"bm25", "base", "averaged", *study.NAMED, *rotated}
@@ -153,7 +153,7 @@ def test_a_study_is_trained_scored_and_written(ready, stand_in, monkeypatch, tmp
     assert set(bits["model"]) == set(study.ROUNDED)
     assert set(bits.loc[bits["model"] == "tuned", "seed"]) == set(study.SEEDS)
     for path in (tmp_path / "results").glob("*.csv"):
-        assert not re.search(r",\d+\.0,", path.read_text()), f"{path.name} has whole numbers as 1.0"
+        assert not re.search(r"(^|,)\d+\.0(,|$)", path.read_text(), re.MULTILINE), path.name
     assert not list((ready.run.folder / "study").glob("tuned-0/*")), "models are not kept"
 
     stand_in.clear()
@@ -191,8 +191,24 @@ def test_parts_train_everything_once_and_leave_the_tables_to_the_end(
         assert study.main(["smoke", "--part", part, "3"]) == 0
     assert not (tmp_path / "results" / "recipes.csv").exists()
     names = [name for name, *_ in stand_in]
+    assert study.main(["smoke"]) == 0
+    assert len(stand_in) == len(names), "all parts were there"
+    assert (tmp_path / "results" / "recipes.csv").exists()
+    for part in (["0", "0"], ["3", "3"], ["-1", "3"]):
+        with pytest.raises(SystemExit):
+            study.main(["smoke", "--part", *part])
     wanted = {f"study/{name}-{seed}" for name, _, seed, _ in jobs(ready.run.experiment)}
     assert sorted(names) == sorted(wanted)
+
+
+@pytest.mark.parametrize("name", ["SHARE", "TRANSFER", "ROUNDINGS"])
+def test_scores_of_another_study_are_not_taken(ready, stand_in, monkeypatch, name):
+    ready.trained("tuned", Idea(), 0, on_test=False)
+    other = {"SHARE": 0.5, "TRANSFER": (), "ROUNDINGS": {"none": (32,)}}
+    monkeypatch.setattr(study, name, other[name])
+    ready.trained("tuned", Idea(), 0, on_test=False)
+    ready.trained("tuned", Idea(), 0, on_test=True)
+    assert len(stand_in) == 3
 
 
 def test_scores_of_other_texts_or_another_recipe_are_not_taken(ready, stand_in):
@@ -299,9 +315,9 @@ def scores_of(gain):
             for dim in DIMS:
                 for query, score in enumerate(rng.uniform(0.3, 0.5, size=40)):
                     value = score + gain * (name == "tuned")
-                    rows.append((name, seed, "test", dim, query, value, 0.5, 0.5, 10))
+                    rows.append((name, seed, "test", dim, query, value, 0.5, 0.5, 10, "here"))
     columns = ["recipe", "seed", "split", "dim", "query", "mrr@10", "recall@10", "ndcg@10"]
-    return pd.DataFrame(rows, columns=[*columns, "num_rows"])
+    return pd.DataFrame(rows, columns=[*columns, "num_rows", "machine"])
 
 
 def test_differences_are_after_minus_before_in_each_seed():

@@ -245,9 +245,25 @@ def test_each_seed_trains_in_an_order_of_its_own(runs):
     assert first[0] != first[1]
 
 
-def test_a_row_that_is_left_alone_makes_no_batch():
+def test_rows_that_no_batch_is_left_for_are_counted(runs, capsys):
+    run = open_run("smoke", "04_training", quiet=True)
     rows = Dataset.from_dict({"query": ["a", "b", "c", "d"], "positive": ["x", "x", "x", "y"]})
-    assert [len(batch) for batch in WholePasses(rows, 64, drop_last=False)] == [2]
+    assert training_arguments(run, "tuned", run.experiment, rows).max_steps == 1
+    assert "2 of 4 rows are not trained on" in capsys.readouterr().out
+    rows = Dataset.from_dict({"query": ["a", "b"], "positive": ["x", "x"]})
+    with pytest.raises(ValueError, match="the 2 training rows do not hold two rows whose texts"):
+        training_arguments(run, "tuned", run.experiment, rows)
+
+
+def test_full_batches_alone_hold_no_row_twice():
+    texts = {
+        "query": [f"q{i}" for i in range(600)],
+        "positive": [f"p{i % 120}" for i in range(600)],
+    }
+    batches = WholePasses(Dataset.from_dict(texts), 64, drop_last=True)
+    trained = [*itertools.chain(*batches)]
+    assert {len(batch) for batch in batches} == {64}
+    assert len(set(trained)) == len(trained)
 
 
 def test_rows_that_share_few_passages_are_all_trained_on(runs, tmp_path):

@@ -155,7 +155,8 @@ SPOKEN = {  # what prose may say of how long something took, in seconds
     "about half a minute": (20, 40),
     "about a minute": (40, 80),
     "about a minute and a half": (70, 110),
-    "some five minutes": (225, 375),
+    "about two minutes": (95, 145),
+    "some ten minutes": (450, 750),
 }
 
 

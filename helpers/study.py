@@ -491,7 +491,7 @@ def bits_table(rounded: pd.DataFrame, metric: str) -> pd.DataFrame:
     dev = table[(table["split"] == "dev") & (table["rounding"] != "rabitq")]
     means = dev.groupby(["bits", "rounding"])[metric].mean()
     best = set(means.groupby("bits").idxmax())
-    chosen = [pair in best for pair in zip(table["bits"], table["rounding"], strict=True)]
+    chosen = pd.MultiIndex.from_frame(table[["bits", "rounding"]]).isin(best)
     shown = (table["split"] == "dev") | (table["rounding"] == "rabitq") | chosen
     columns = ["model", "seed", "split", "dim", "bits", "rounding", "bytes"]
     return table.loc[shown, [*columns, *(c for c in table if "@" in c)]]

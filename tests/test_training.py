@@ -71,7 +71,7 @@ def trained(tmp_path_factory, smoke_data):
     process = start_training(broken)
     deadline = time.monotonic() + 300
     while not any(
-        map(is_whole, broken.glob("smoke/checkpoints/*/checkpoint-3/trainer_state.json"))
+        map(is_whole, broken.glob("smoke/checkpoints/*/checkpoint-4/trainer_state.json"))
     ):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "no checkpoint was written"
@@ -96,7 +96,7 @@ def test_one_seed_gives_the_same_bytes(trained):
 
 def test_training_goes_on_after_a_kill_and_ends_with_the_same_bytes(trained):
     unbroken, broken, output = trained
-    assert "going on from step 3 of 6" in output
+    assert "going on from step 4 of 8" in output
     assert weights(unbroken, "tuned") == weights(broken, "tuned")
 
 
@@ -210,7 +210,8 @@ def test_training_has_the_prompts_that_the_model_searches_with(runs, monkeypatch
     monkeypatch.setattr(training, "SentenceTransformerTrainer", trainer)
     run = open_run("smoke", "04_training", quiet=True)
     model = SimpleNamespace(prompts=own)
-    rows = Dataset.from_dict({"query": ["a"], "positive": ["b"], "negative": ["c"]})
+    texts = {"query": ["a", "d"], "positive": ["b", "e"], "negative": ["c", "f"]}
+    rows = Dataset.from_dict(texts)
     with pytest.raises(Seen) as seen:
         training.train(run, "tuned", model, rows, None, run.experiment, loss=object())
     assert seen.value.args[0] == wanted

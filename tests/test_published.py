@@ -124,6 +124,13 @@ def test_the_results_are_complete():
     assert RESULTS[["mrr@10", "recall@10", "ndcg@10"]].stack().between(0, 1).all()
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.csv")), ids=lambda p: p.stem)
+def test_dimensions_are_whole_numbers(path):
+    table = pd.read_csv(path, dtype=str)
+    for column in [name for name in table if name.endswith("dim")]:
+        assert table[column].dropna().str.fullmatch(r"\d+").all(), column
+
+
 def test_the_differences_are_those_of_the_results():
     assert DIFFERENCES["run"].unique().tolist() == RESULTS["run"].unique().tolist()
     score = RESULTS.set_index(["model", "dim"])["mrr@10"]

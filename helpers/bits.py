@@ -15,7 +15,6 @@ from scipy import stats
 
 from helpers.metrics import evaluate_ranking, evaluate_truncated, prefix
 
-BITS = (32, 8, 4, 2, 1)
 SEED = 0  # of the random rotation
 ROUNDINGS = {
     "none": (32,),

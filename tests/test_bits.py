@@ -58,6 +58,8 @@ def test_scores_are_those_of_the_prefix_or_below(collection):
         assert found[32, "none"] == pytest.approx(whole["mrr@10"][dim])
         assert found[8, "normal"] == pytest.approx(found[32, "none"], abs=0.02)
         assert found[1, "sign"] < found[32, "none"]
+        for name in ("rotated", "rabitq"):  # a ranking by chance scores about .01
+            assert found[1, name] > found[1, "sign"] / 2, name
     assert table["bytes"][32].to_dict() == {
         (32, "none"): 128,
         **{(8, name): 32 for name in ("even", "normal")},

@@ -1,23 +1,21 @@
-"""Keeps the tests away from the reader's own runs, and lets no test be skipped in silence."""
+"""Keep the tests away from the reader's own runs, and let no test be skipped in silence."""
 
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
+import tenacity
 
+from helpers import sources
 from helpers.config import PRESETS, ROOT
 from tests.loopback_hub import LoopbackHub
 
-# Tests that may be skipped where CI is set: name, and why.
-ALLOWED_SKIPS = {
-    "tests/test_study.py::test_the_committed_study_is_of_the_recipes_as_they_stand": (
-        "the study is being made again; it stops being skipped when results/trainings is complete"
-    ),
-}
+ALLOWED_SKIPS: dict[str, str] = {}  # tests that may be skipped where CI is set, and why
 
 
 def pytest_configure(config):
@@ -29,12 +27,11 @@ def pytest_configure(config):
         "MATRYOSHKA_RUNS": str(config.scratch / "runs"),
         "HF_ENDPOINT": config.hub.url,
         "HF_HOME": str(config.scratch / "huggingface"),
-        "HF_HUB_DOWNLOAD_TIMEOUT": "2",
-        "HF_HUB_ETAG_TIMEOUT": "2",
-        "HF_HUB_DISABLE_XET": "1",  # what is pushed goes by way of the older protocol
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        "HF_HUB_ETAG_TIMEOUT": "1",
+        "HF_HUB_DISABLE_XET": "1",  # the loopback Hub has no Xet storage
     }
-    others = ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN", "QDRANT_URL", "QDRANT_API_KEY")
-    for name in ("MATRYOSHKA_PRESET", *others):
+    for name in ("MATRYOSHKA_PRESET", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN"):
         os.environ.pop(name, None)
 
 
@@ -54,10 +51,16 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 @pytest.fixture
-def hub(request) -> LoopbackHub:
-    """The Hub that the clients of this process talk to; its faults end with the test."""
+def hub(request, monkeypatch) -> LoopbackHub:
+    """The Hub that the clients of this process talk to; nothing is in their cache at first."""
+    monkeypatch.setattr(sources, "WAIT", tenacity.wait_none())
+    shutil.rmtree(request.config.scratch / "huggingface", ignore_errors=True)
     yield request.config.hub
     request.config.hub.reset()
+    # Downloads that a test gave up would meet the faults of the next one.
+    for thread in threading.enumerate():
+        if thread.name.startswith("the "):  # named after what is asked for
+            thread.join(30)
 
 
 @pytest.fixture

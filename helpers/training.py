@@ -1,4 +1,4 @@
-"""The plumbing of a training run: its arguments, its progress, and going on where it stopped."""
+"""What the trainer needs besides the recipe: batches, dev scores, progress, and resuming."""
 
 import hashlib
 import itertools
@@ -15,47 +15,31 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.sampler import DefaultBatchSampler, NoDuplicatesBatchSampler
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
-from sentence_transformers.sentence_transformer.losses import (
-    MatryoshkaLoss,
-    MultipleNegativesRankingLoss,
-)
-from sentence_transformers.sentence_transformer.training_args import (
-    SentenceTransformerTrainingArguments,
-)
-from sentence_transformers.util import is_dist_initialized
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
-from helpers.artifacts import Run
 from helpers.config import Experiment
 from helpers.metrics import evaluate_truncated
-from helpers.models import (
-    column_prompts,
-    encode_passages,
-    encode_queries,
-    load_model,
-    with_rotation,
-    without_dropout,
-)
-from helpers.seeding import seed_everything
+from helpers.models import encode_passages, encode_queries
+from helpers.runs import Run
 
 
 class WholePasses(DefaultBatchSampler):
-    """Batches without equal texts, of all epochs one after the other, known before training.
+    """Batches without equal texts, for all epochs, known before training starts.
 
-    An equal text in a batch would be a false negative. ``NO_DUPLICATES`` of sentence-transformers
-    leaves such rows for a later batch, so rows with few distinct texts need more batches than its
-    length says, and the trainer stops at that length. A pass ends where only one row at a time
-    could be trained: alone in its batch, it is told apart from nothing but its own negatives.
+    An equal text in a batch would be a false negative, so ``NO_DUPLICATES`` of
+    sentence-transformers leaves such rows for a later batch. That can take more batches than its
+    length says, and the trainer stops at that length; here the length is right. A pass ends when
+    only single rows are left: alone in a batch, a row has no other passages to be told from.
 
     Args:
         dataset: Training rows.
         batch_size: Rows in a batch at most.
-        drop_last: Leave out batches that are not full, which loses rows with frequent texts.
+        drop_last: Not used: batches that aren't full are trained on as well.
         epochs: Passes over the rows.
-        generator: Draws the order; a new one where there is none.
-        seed: Of the first pass; each further one has the next.
-        options: Handed on to sentence-transformers.
+        generator: Draws the order; None for a new one.
+        seed: Of the first pass; each further pass has the next one.
+        options: Passed on to sentence-transformers.
     """
 
     def __init__(
@@ -63,14 +47,11 @@ class WholePasses(DefaultBatchSampler):
     ):
         options |= {"generator": generator or torch.Generator(), "seed": seed}
         super().__init__(dataset, batch_size, drop_last, **options)
-        # With drop_last it would draw rows a second time, to reach the length that it says.
         batches = NoDuplicatesBatchSampler(dataset, batch_size, drop_last=False, **options)
         self.batches = []
         for epoch in range(epochs):
             batches.set_epoch(epoch)
-            for batch in itertools.takewhile(lambda batch: len(batch) > 1, batches):
-                if len(batch) == batch_size or not drop_last:
-                    self.batches.append(batch)
+            self.batches += itertools.takewhile(lambda batch: len(batch) > 1, batches)
 
     def __iter__(self):
         return iter(self.batches)
@@ -79,86 +60,54 @@ class WholePasses(DefaultBatchSampler):
         return len(self.batches)
 
 
-def checkpoint_folder(run: Run, name: str, recipe: Experiment) -> Path:
-    """Where the training of ``name`` keeps its checkpoints: one place a configuration, and another
-    for several processes, which take fewer steps.
-    """
-    several = [torch.distributed.get_world_size()] if is_dist_initialized() else []
-    numbers = json.dumps([recipe.up_to("training"), run.precision, *several], sort_keys=True)
-    digest = hashlib.sha256(numbers.encode()).hexdigest()[:8]
-    return run.folder / "checkpoints" / f"{name}-{digest}"
-
-
-def training_arguments(
-    run: Run,
-    name: str,
-    recipe: Experiment,
-    rows: Dataset,
-    prompts: dict[str, str] | None = None,
-) -> SentenceTransformerTrainingArguments:
-    """A recipe's numbers, as the trainer of sentence-transformers takes them.
-
-    Several processes get an equal share of each batch, so the batches are those of one process.
-    A last batch that is not full is left out then, as it need not have equal shares.
-
-    Args:
-        run: Says where checkpoints are kept, on which device to train and in which precision.
-        name: The model that is trained; its checkpoints are kept under this name.
-        recipe: The numbers.
-        rows: Training rows; how many steps they take depends on which texts are equal.
-        prompts: What is put before the texts of each column.
+def plan_batches(rows: Dataset, recipe: Experiment) -> tuple[partial, int]:
+    """Return a sampler for the trainer, and how many steps it takes for all of a recipe's epochs.
 
     Raises:
-        ValueError: the rows make no batch.
+        ValueError: no two rows can share a batch.
     """
-    many = is_dist_initialized()
     sampler = partial(WholePasses, epochs=recipe.epochs)
-    batches = sampler(rows, recipe.batch_size, drop_last=many, seed=recipe.seed)
-    steps = len(batches)
-    if not steps:
-        what = "a full batch of" if many else "two"
-        raise ValueError(
-            f"the {len(rows):,} training rows do not hold {what} rows whose texts all differ"
-            + (f": set batch_size, {recipe.batch_size}, lower" if many else "")
-        )
-    # Several processes split a batch among them, several GPUs of one process multiply it.
-    devices = 1 if many or run.machine.device == "cpu" else torch.cuda.device_count()
-    left = len(rows) - sum(map(len, batches)) // recipe.epochs
-    if left > len(rows) / 100:
+    batches = sampler(rows, recipe.batch_size, drop_last=False, seed=recipe.seed)
+    if not len(batches):
+        raise ValueError(f"the {len(rows):,} training rows don't hold two whose texts all differ")
+    left_out = len(rows) - sum(map(len, batches)) // recipe.epochs
+    if left_out > len(rows) / 100:
         print(
-            f"{left:,} of {len(rows):,} rows are not trained on: their texts are in so many rows "
-            "that no batch of different texts is left for them"
+            f"{left_out:,} of {len(rows):,} rows aren't trained on: their texts are in so many "
+            "rows that no batch of different texts is left for them"
         )
-    return SentenceTransformerTrainingArguments(
-        output_dir=str(checkpoint_folder(run, name, recipe)),
-        max_steps=steps,  # the sampler goes through the rows as often as the recipe says
-        per_device_train_batch_size=recipe.batch_size // devices,
-        accelerator_config={"split_batches": many},
-        dataloader_drop_last=many,
-        learning_rate=recipe.learning_rate,
-        warmup_steps=recipe.warmup,  # below 1, it is a share of all steps
-        prompts=prompts or None,
-        batch_sampler=sampler,
-        seed=recipe.seed,
-        bf16=run.precision == "bf16",
-        fp16=run.precision == "fp16",
-        use_cpu=run.machine.device == "cpu",
-        eval_strategy="steps",
-        eval_steps=math.ceil(steps / recipe.evals),
-        save_steps=math.ceil(steps / recipe.evals),
-        save_total_limit=2,
-        logging_steps=max(1, steps // 40),
-        disable_tqdm=True,  # `Progress` below shows one bar, and lines that stay
-        report_to="none",
-        dataloader_pin_memory=run.machine.device == "cuda",
-    )
+    return sampler, len(batches)
+
+
+def plumbing(run: Run, name: str, recipe: Experiment, steps: int) -> dict:
+    """Return the trainer's arguments that teach nothing: where, on what device, when to log.
+
+    Each model, recipe and number format has a folder of checkpoints of its own.
+    """
+    settings = json.dumps([recipe.up_to("training"), run.precision], sort_keys=True)
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
+    often = math.ceil(steps / recipe.evals)
+    return {
+        "output_dir": str(run.path("checkpoints") / f"{name}-{digest}"),
+        "bf16": run.precision == "bf16",
+        "fp16": run.precision == "fp16",
+        "use_cpu": run.machine.device == "cpu",
+        "dataloader_pin_memory": run.machine.device == "cuda",
+        "eval_strategy": "steps",
+        "eval_steps": often,
+        "save_steps": often,
+        "save_total_limit": 2,
+        "logging_steps": max(1, steps // 40),
+        "disable_tqdm": True,  # `Progress` shows one bar and some lines
+        "report_to": "none",
+    }
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest whole checkpoint in a folder, to go on from; None where there is none.
+    """Return the newest whole checkpoint in a folder, or None.
 
-    The trainer writes a checkpoint's ``trainer_state.json`` last, so a checkpoint without a
-    readable one was cut short: it is deleted.
+    The trainer writes ``trainer_state.json`` last. A checkpoint without a readable one was cut
+    short, and is deleted.
     """
     found = sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     for checkpoint in reversed(found):
@@ -172,10 +121,10 @@ def last_checkpoint(folder: str | Path) -> str | None:
 
 
 class DevScores(SentenceEvaluator):
-    """MRR@k of the dev queries at ``small_dim`` and at full size, while the model trains.
+    """Scores dev queries at ``small_dim`` and at full size while the model trains, by MRR@k.
 
-    To stay quick it searches only the passages that answer dev queries, and as many others:
-    its numbers are higher than those of a search through the whole corpus.
+    To be quick it searches only the passages that answer dev queries, and as many others, so its
+    scores are higher than those of a search through the whole corpus.
 
     Args:
         queries: Dev queries.
@@ -211,24 +160,24 @@ class DevScores(SentenceEvaluator):
 
 
 class Progress(TrainerCallback):
-    """A bar while the trainer runs, a line for each dev score, and the seconds of training.
+    """Shows a bar, and a line for each dev score; counts the seconds of training.
 
-    The seconds are those of the training steps alone, without dev scores and checkpoints. They
-    are kept in the trainer's log, so that they go on after an interruption.
+    Those are of the training steps only, without dev scores and checkpoints. The trainer's log
+    keeps them, so the count goes on after an interruption.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.seconds = max((row.get("seconds", 0) for row in state.log_history), default=0)
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", leave=False)
         if state.global_step:
-            print(f"going on from step {state.global_step} of {state.max_steps}")
+            print(f"resuming at step {state.global_step} of {state.max_steps}")
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.begin = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # else the GPU is still at work on the step
+            torch.cuda.synchronize()  # or the GPU would still be at work
         self.seconds += time.perf_counter() - self.begin
         self.bar.update()
 
@@ -246,89 +195,22 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
-def start_model(run: Run, recipe: Experiment, rotation: torch.Tensor) -> SentenceTransformer:
-    """The model that a recipe's training starts from: the base model, without dropout.
+def train(trainer: SentenceTransformerTrainer, run: Run, name: str) -> None:
+    """Run the trainer, from its last checkpoint if there is one, and save model and log.
 
-    Args:
-        run: Names the base model.
-        recipe: Says whether it is rotated.
-        rotation: ``(full_dim, full_dim)``, from the base model's training passages.
+    They're called ``name`` in the run: "tuned" or "mnrl". The checkpoints are deleted.
     """
-    model = without_dropout(load_model(run))
-    return with_rotation(model, rotation) if recipe.rotate else model
-
-
-def make_loss(model: SentenceTransformer, recipe: Experiment, **options) -> MatryoshkaLoss:
-    """The ranking loss, once for each of the recipe's prefix lengths, added up.
-
-    Args:
-        model: The model that is trained.
-        recipe: ``scale`` and ``matryoshka_dims``. Full size alone makes this the plain ranking
-            loss.
-        options: Handed on to ``MultipleNegativesRankingLoss``.
-    """
-    return MatryoshkaLoss(
-        model,
-        MultipleNegativesRankingLoss(model, scale=recipe.scale, **options),
-        matryoshka_dims=recipe.matryoshka_dims,
-    )
-
-
-def train(
-    run: Run,
-    name: str,
-    model: SentenceTransformer,
-    rows: Dataset,
-    dev_scores: SentenceEvaluator,
-    recipe: Experiment,
-    loss: torch.nn.Module | None = None,
-) -> None:
-    """Train a model and save it in the run as ``name``, with the log of its training.
-
-    Interrupted, the same call goes on from the last checkpoint, and ends with the same weights.
-    Of several processes the first one prints and saves.
-
-    Args:
-        run: Where the model is saved.
-        name: What it is called there.
-        model: The untrained one.
-        rows: Columns ``query``, ``positive`` and, where there are some, ``negative``.
-        dev_scores: What is scored while it trains.
-        recipe: The numbers of the training.
-        loss: In place of :func:`make_loss`'s.
-    """
-    seed_everything(recipe.seed)
-    # The same prompts as in evaluation and search.
-    prompts = column_prompts(model, rows.column_names)
-    arguments = training_arguments(run, name, recipe, rows, prompts)
-    first = arguments.process_index == 0
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        loss=loss or make_loss(model, recipe),
-        evaluator=dev_scores,
-        callbacks=[Progress()] if first else [],
-    )
     trainer.remove_callback(PrinterCallback)  # `Progress` says it in fewer words
-    with arguments.main_process_first():  # it deletes broken ones
-        checkpoint = last_checkpoint(arguments.output_dir)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.accelerator.wait_for_everyone()  # each process writes to the checkpoints
-    if first:
-        run.save(f"{name}_log.csv", training_log(trainer), stage="training")
-        run.save(name, model, stage="training")
-        shutil.rmtree(arguments.output_dir)
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
+    log = pd.DataFrame(trainer.state.log_history)
+    scores = [column for column in log if "dev_mrr" in column]
+    scores.sort(key=lambda column: int(column.rsplit("_", 1)[1]))  # resuming changes the order
+    log = log.reindex(columns=["step", "seconds", "loss", *scores]).dropna(thresh=3)
+    run.save(f"{name}_log.csv", log.rename(columns=lambda column: column.removeprefix("eval_")))
+    run.save(name, trainer.model)
+    shutil.rmtree(trainer.args.output_dir)
 
 
 def is_trained(run: Run, name: str) -> bool:
-    """Whether the run holds the model ``name`` and the log of its training."""
-    return run.has(name, "training") and run.has(f"{name}_log.csv", "training")
-
-
-def training_log(trainer) -> pd.DataFrame:
-    """What the trainer logged: ``step``, ``seconds``, ``loss`` and the dev scores by step."""
-    log = pd.DataFrame(trainer.state.log_history)
-    names = {name: name.removeprefix("eval_") for name in log if "dev_mrr" in name}
-    columns = ["step", "seconds", "loss", *names]
-    return log.reindex(columns=columns).dropna(thresh=3).rename(columns=names)
+    """Whether the run holds a trained model and the log of its training."""
+    return run.has(name) and run.has(f"{name}_log.csv")

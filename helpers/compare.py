@@ -1,0 +1,141 @@
+"""Controls that need no training, and how far the difference of two methods can be trusted."""
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# bm25s imports JAX where it is installed, as on Colab, and JAX takes most of a GPU's memory.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+import bm25s
+import numpy as np
+import torch
+from scipy import stats
+
+
+def bm25_ranking(queries: Sequence[str], passages: Sequence[str], k: int = 10) -> np.ndarray:
+    """Rank passages for each query by BM25 (bm25s's defaults, English stop words).
+
+    Args:
+        queries: Texts, at least one.
+        passages: The corpus; a passage's id is its row number.
+        k: Passages to return for each query.
+
+    Returns:
+        ``(num_queries, k)`` row numbers, best first; -1 instead of a passage that shares no word
+        with the query.
+
+    Raises:
+        ValueError: the passages hold nothing but stop words.
+    """
+    words = bm25s.tokenize(list(passages), stopwords="en", show_progress=False)
+    if not words.vocab:
+        raise ValueError("passages hold nothing but stop words: BM25 has nothing to rank by")
+    index = bm25s.BM25()
+    index.index(words, show_progress=False)
+    found = min(k, len(passages))
+    ranking, scores = index.retrieve(
+        bm25s.tokenize(list(queries), stopwords="en", show_progress=False, return_ids=False),
+        k=found,
+        show_progress=False,
+        backend_selection="numpy",  # JAX may order equal scores otherwise
+    )
+    ranking = np.where(scores > 0, ranking.astype(np.int64), -1)
+    return np.pad(ranking, ((0, 0), (0, k - found)), constant_values=-1)
+
+
+def svd_rotation(embeddings: torch.Tensor) -> torch.Tensor:
+    """Return the rotation that puts the directions of most variance first: uncentred PCA.
+
+    Rotating changes no full-size cosine similarity, only what a prefix holds.
+
+    Args:
+        embeddings: ``(num_texts, dim)`` of training passages, never of those that are scored.
+
+    Returns:
+        ``(dim, dim)``, orthogonal: rotate with ``embeddings @ rotation``.
+    """
+    # The right singular vectors, as eigenvectors: a (dim, dim) problem, however many the texts.
+    products = embeddings.double().T @ embeddings.double()
+    _, directions = torch.linalg.eigh(products)
+    return directions.flip(1).to(embeddings.dtype)  # largest first
+
+
+class Interval(NamedTuple):
+    """A mean with its 95% confidence interval, in the unit of the scores."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """A mean difference of two methods on the same queries, in the unit of the scores.
+
+    Attributes:
+        mean: After minus before.
+        low: Lower end of its 95% confidence interval.
+        high: Upper end.
+        p_value: How often chance alone makes a mean difference at least as large, either way.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+
+    def __str__(self) -> str:
+        clear = "" if self.low > 0 or self.high < 0 else ", can't be told from chance"
+        p_value = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
+        return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f}, {p_value}){clear}"
+
+
+def mean_interval(scores: Sequence[float], seed: int = 0, resamples: int = 10_000) -> Interval:
+    """Return the mean of per-query scores with its bootstrap interval (percentiles).
+
+    It draws the queries again ``resamples`` times, with replacement; there must be two or more.
+    """
+    scores = np.asarray(scores, dtype=float)
+    found = stats.bootstrap(
+        (scores,),
+        np.mean,
+        n_resamples=resamples,
+        batch=500,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(float(scores.mean()), float(found.low), float(found.high))
+
+
+def paired_difference(
+    before: Sequence[float], after: Sequence[float], seed: int = 0, resamples: int = 10_000
+) -> Difference:
+    """Compare two methods query by query: bootstrap interval and randomisation test.
+
+    Both methods' scores are of the same queries in the same order. The interval draws the queries
+    again. The test swaps each query's two scores at random, and asks how often the mean difference
+    is then as large. Neither covers another training seed.
+
+    Raises:
+        ValueError: other numbers of queries.
+
+    References:
+        Smucker, Allan and Carterette, "A comparison of statistical significance tests for
+        information retrieval evaluation", CIKM 2007.
+    """
+    before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    if len(before) != len(after):
+        raise ValueError(
+            f"before has {len(before)} scores and after {len(after)}: give the same queries"
+        )
+    difference = after - before
+    interval = mean_interval(difference, seed, resamples)
+    test = stats.permutation_test(
+        (difference,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=resamples,
+        batch=500,
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    )
+    return Difference(*interval, float(test.pvalue))

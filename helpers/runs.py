@@ -1,0 +1,285 @@
+"""Start and open runs, and hand over what one notebook makes to the next, each with a manifest."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import safetensors.torch
+
+from helpers.config import ROOT, Experiment, find_experiment
+from helpers.device import Machine, device, probe
+from helpers.sources import sha256
+
+NOTEBOOKS = (
+    "01_setup",
+    "02_data",
+    "03_baseline",
+    "04_training",
+    "05_evaluation",
+    "06_deployment",
+)
+# What a run holds: the stage whose settings it depends on, and the notebook that makes it.
+ARTIFACTS = {
+    "passages.parquet": ("data", "02_data"),
+    "queries.parquet": ("data", "02_data"),
+    "qrels.parquet": ("data", "02_data"),
+    "triplets.parquet": ("data", "02_data"),
+    "base.safetensors": ("data", "03_baseline"),
+    "tuned": ("training", "04_training"),
+    "tuned_log.csv": ("training", "04_training"),
+    "mnrl": ("training", "04_training"),
+    "mnrl_log.csv": ("training", "04_training"),
+    "tuned.safetensors": ("training", "05_evaluation"),
+    "mnrl.safetensors": ("training", "05_evaluation"),
+    "results.csv": ("evaluation", "05_evaluation"),
+    "differences.csv": ("evaluation", "05_evaluation"),
+    "demo.csv": ("evaluation", "05_evaluation"),
+    "release": ("evaluation", "06_deployment"),
+}
+
+
+class ArtifactError(RuntimeError):
+    """An artefact is missing, damaged, or belongs to other settings."""
+
+
+def runs_folder() -> Path:
+    """Return the folder of runs: ``runs/`` here, or what MATRYOSHKA_RUNS names."""
+    return ROOT / (os.environ.get("MATRYOSHKA_RUNS") or "runs")
+
+
+def short(path: Path) -> str:
+    """Write a path for people: relative to the repository if it is inside."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def start_run(choice: str) -> "Run":
+    """Begin the run of a preset or ``.toml`` file, or go on with it, and make it the current one.
+
+    The environment variable MATRYOSHKA_PRESET, if set, takes the place of ``choice``.
+
+    Raises:
+        ValueError, FileNotFoundError, HubError: as :func:`helpers.config.find_experiment`.
+    """
+    choice = os.environ.get("MATRYOSHKA_PRESET") or choice
+    if choice.endswith(".toml") and Path(choice).exists():  # notebooks run in another folder
+        choice = str(Path(choice).resolve())
+    experiment = find_experiment(choice)
+    settings = experiment.model_dump(mode="json")
+    if experiment.name.lower() == "current":  # a file of that name is in the way
+        raise ValueError("no run may be called 'current': rename the .toml file, or set name")
+    folder = runs_folder() / experiment.name
+    state = _read_json(folder / "run.json")
+    if "id" not in state or state.get("experiment") != settings:
+        state["id"] = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
+    try:
+        machine = Machine(**state["machine"])
+    except (KeyError, TypeError):
+        machine = probe()
+    if machine.device != device():  # the number format that was found means nothing here
+        machine = probe()
+    run = Run(experiment, folder, state["id"], machine, choice)
+    state |= {"experiment": settings, "machine": asdict(machine)}
+    _write_json(folder / "run.json", state)
+    with atomic_write(runs_folder() / "current") as scratch:
+        scratch.write_text(choice + "\n", encoding="utf-8")
+    return run
+
+
+def open_run() -> "Run":
+    """Open the run that notebook 1 started last, or the one of MATRYOSHKA_PRESET.
+
+    Raises:
+        ArtifactError: no run was started; the message says how to start one.
+        ValueError, FileNotFoundError, HubError: as :func:`start_run`.
+    """
+    current = runs_folder() / "current"
+    if not current.is_file() and not os.environ.get("MATRYOSHKA_PRESET"):
+        raise ArtifactError(f"no run was started.\n{_how_to_make('wikipedia', NOTEBOOKS[0])}")
+    return start_run(current.read_text(encoding="utf-8").strip() if current.is_file() else "")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of an experiment: its settings, its folder, and the artefacts in it.
+
+    Attributes:
+        experiment: The settings.
+        folder: Where its files are.
+        id: Names it in every notebook and table.
+        machine: What was found out about this machine when the run began.
+        choice: What stands for it on the command line: a preset or a ``.toml`` file.
+    """
+
+    experiment: Experiment
+    folder: Path
+    id: str
+    machine: Machine
+    choice: str
+
+    def __str__(self) -> str:
+        return (
+            f"preset     {self.experiment.name}\n"
+            f"run        {self.id}, kept in {short(self.folder)}\n"
+            f"machine    {self.machine}\n"
+            f"precision  {self.precision}"
+        )
+
+    @property
+    def precision(self) -> str:
+        """ "float32", "bf16" or "fp16": as set, else as probed."""
+        wanted = self.experiment.precision
+        return self.machine.precision if wanted == "auto" else wanted
+
+    def path(self, name: str) -> Path:
+        """Return where an artefact is, or would be."""
+        return self.folder / name
+
+    def has(self, name: str) -> bool:
+        """Whether an artefact is there, undamaged, and made with these settings."""
+        return self._problem(name) is None
+
+    def save(self, name: str, value, card: str | None = None) -> Path:
+        """Write an artefact and its manifest, whole or not at all.
+
+        Names ending in ``.parquet`` and ``.csv`` take a DataFrame, in ``.safetensors`` a
+        dictionary of tensors. A SentenceTransformer becomes a folder, with ``card`` as README.md.
+        """
+        target, manifest = self.path(name), self.path(f"{name}.manifest.json")
+        with atomic_write(target) as scratch:
+            if target.suffix == ".parquet":
+                value.to_parquet(scratch, index=False)
+            elif target.suffix == ".csv":
+                value.to_csv(scratch, index=False)
+            elif target.suffix == ".safetensors":
+                tensors = {key: tensor.contiguous() for key, tensor in value.items()}
+                safetensors.torch.save_file(tensors, scratch)
+            else:
+                value.save(str(scratch), create_model_card=False)
+                if card is not None:
+                    (scratch / "README.md").write_text(card, encoding="utf-8")
+            # The manifest goes first and comes back last: what has none may be half written.
+            manifest.unlink(missing_ok=True)
+        content = {
+            "run": self.id,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "configuration": self._configuration(name),
+            "versions": versions(),
+            "sha256": _hashes(target),
+        }
+        _write_json(manifest, content)
+        return target
+
+    def load(self, name: str):
+        """Read an artefact back; of a model, return the folder.
+
+        Raises:
+            ArtifactError: it is missing, damaged or made with other settings. The message names
+                the notebook that makes it, and a line that runs it.
+        """
+        if problem := self._problem(name):
+            how = _how_to_make(self.choice, ARTIFACTS[name][1])
+            raise ArtifactError(f"{short(self.path(name))} {problem}.\n{how}")
+        readers = {
+            ".parquet": pd.read_parquet,
+            ".csv": pd.read_csv,
+            ".safetensors": safetensors.torch.load_file,
+        }
+        return readers.get(self.path(name).suffix, Path)(self.path(name))
+
+    def manifest(self, name: str) -> dict:
+        """What is known about an artefact; empty if there is none."""
+        return _read_json(self.path(f"{name}.manifest.json"))
+
+    def fingerprint(self, name: str) -> str:
+        """Twelve hexadecimal digits that stand for an artefact's content, for people to compare."""
+        content = json.dumps(self.manifest(name).get("sha256", {}), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    def _configuration(self, name: str) -> dict:
+        settings = self.experiment.up_to(ARTIFACTS[name][0])
+        return settings | {"precision": self.precision}  # "auto" may mean another one elsewhere
+
+    def _problem(self, name: str) -> str | None:
+        target, manifest = self.path(name), self.manifest(name)
+        now, then = self._configuration(name), manifest.get("configuration")
+        if not target.exists():
+            return "is missing"
+        if not then:
+            return "has no readable manifest, so it may be half written"
+        changed = [key for key in now | then if now.get(key) != then.get(key)]
+        if changed:
+            values = [f"{key} {then.get(key)!r} (now {now.get(key)!r})" for key in changed]
+            return f"was made with {', '.join(values)}"
+        if manifest.get("sha256") != _hashes(target, manifest.get("sha256")):
+            return "is damaged: its SHA-256 isn't the manifest's"
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    packages = "sentence-transformers", "transformers", "datasets", "accelerate", "torch", "numpy"
+    found = {package: importlib.metadata.version(package) for package in packages}
+    return {"python": platform.python_version()} | found
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield another path to write to; what was written there then takes the place of ``path``.
+
+    If the body raises or the process is killed, an older file at ``path`` is still whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.part")
+    _remove(scratch)
+    try:
+        yield scratch
+        if path.is_dir():
+            _remove(path)
+        os.replace(scratch, path)
+    finally:
+        _remove(scratch)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _how_to_make(choice: str, notebook: str) -> str:
+    line = f"python -m helpers.run {shlex.quote(choice)} --until {notebook}"
+    where = "in a terminal, in the repository's folder"
+    if "google.colab" in sys.modules:
+        line, where = f"!cd {shlex.quote(str(ROOT))} && {line}", "in a cell"
+    return f"Run notebooks/{notebook}.ipynb first, or this line {where}:\n    {line}"
+
+
+def _hashes(target: Path, known=None) -> dict[str, str]:
+    """The SHA-256 of each file of an artefact; of the ``known`` ones only, if given."""
+    files = sorted(p for p in target.rglob("*") if p.is_file()) if target.is_dir() else [target]
+    names = {p.relative_to(target.parent).as_posix(): p for p in files}
+    return {name: sha256(p) for name, p in names.items() if known is None or name in known}
+
+
+def _write_json(path: Path, content: dict) -> None:
+    with atomic_write(path) as scratch:
+        scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict:
+    """The object in a JSON file; empty if it is missing, broken or something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,46 @@
+"""Programs for who maintains this repository; readers of the notebooks need none of them.
+
+publish       copies a finished run into notebooks/ and results/
+report        writes results/README.md from the tables next to it; the others call it
+study         trains every recipe with several seeds, and compares them
+recipes       has the recipes by name, and trains them as notebook 4 does
+bits          scores passages of fewer dimensions, of fewer bits a dimension, or of both
+transfer      makes the second collection, which nothing is trained on
+speed         times training, encoding and evaluation
+search_speed  times ways to search
+diagrams      draws the diagrams of the notebooks
+
+How to run them, and for how long: CONTRIBUTING.md.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from transformers.utils.logging import disable_progress_bar
+
+from helpers.runs import ArtifactError, Run, short, start_run
+from helpers.sources import HubError
+
+
+def command(
+    about: str, action: Callable[[Run], Iterable[Path]], arguments: list[str] | None = None
+) -> int:
+    """Do ``action`` with the run of the command line, print what it wrote, return the exit code."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("preset", help="a run: a preset, or the path of a .toml file")
+    options = parser.parse_args(arguments)
+    os.environ.pop("MATRYOSHKA_PRESET", None)  # what is typed counts
+    disable_progress_bar()
+    try:
+        for path in action(start_run(options.preset)):
+            print(short(path))
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except (ArtifactError, ValueError, FileNotFoundError, HubError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0

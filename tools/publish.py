@@ -1,0 +1,161 @@
+"""Put a finished run into the repository: ``python -m tools.publish wikipedia``.
+
+Copies the executed notebooks to ``notebooks/``, and tables, figure and times to ``results/``. It
+also renews ``results/README.md`` and the measured tables of README.md. Nothing is copied unless all
+of it is there and belongs together.
+"""
+
+import hashlib
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+
+from helpers.config import ROOT
+from helpers.plots import markdown_table
+from helpers.runs import NOTEBOOKS, ArtifactError, Run, atomic_write, short
+from tools import command
+from tools.report import draw_scores, markdown, write_report
+
+SHOWN = ("bm25", "base", "mnrl_rotated", "tuned")
+TAKEAWAYS = {
+    "01_setup": "the first 64 of 384 dimensions can be a usable embedding, if the model is trained "
+    "for it",
+    "02_data": "clean triplets and an honest split come before any loss",
+    "03_baseline": "three bars to beat, none of which needs training",
+    "04_training": "one wrapped loss, hardly any extra time",
+    "05_evaluation": "fine-tuning is the big win; Matryoshka is what remains at 64 and below",
+    "06_deployment": "one model, any size: choose bits first, then dimensions, then rerank",
+}
+
+
+def code_cells(notebook) -> list:
+    """Return a notebook's code cells."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def code_sha256(notebook) -> str:
+    """Return the SHA-256 of a notebook's code, except for the repository's address in it."""
+    code = "\n\0".join(cell.source for cell in code_cells(notebook))
+    return hashlib.sha256(re.sub("(?m)^REPOSITORY = .*$", "", code).encode()).hexdigest()
+
+
+def executed_notebooks(run: Run, root: Path) -> dict[str, nbformat.NotebookNode]:
+    """Return the repository's notebooks with the outputs of a run, and its ``seconds``.
+
+    Raises:
+        ArtifactError: one is missing, failed, isn't of this run, or was made from other code.
+    """
+    found = {}
+    for name in NOTEBOOKS:
+        path = run.folder / "notebooks" / f"{name}.ipynb"
+        source = nbformat.read(root / "notebooks" / path.name, as_version=4)
+        done = nbformat.read(path, as_version=4) if path.is_file() else None
+        if problem := _problem(done, source, run):
+            again = f"run again: python -m helpers.run {run.choice}"
+            raise ArtifactError(f"{short(path)} {problem}; {again}")
+        # The text may have been mended since.
+        for cell, ran in zip(code_cells(source), code_cells(done), strict=True):
+            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
+            for output in cell.outputs:  # a table's other form is an address, new in each run
+                if "pandas.io.formats.style.Styler" in output.get("data", {}).get("text/plain", ""):
+                    output.data["text/plain"] = "a table, shown where HTML is"
+        source.metadata = done.metadata
+        source.metadata["matryoshka"] = {"run": run.id, "code_sha256": code_sha256(source)}
+        found[name] = source
+    return found
+
+
+def _problem(done, source, run: Run) -> str | None:
+    if done is None:
+        return "is missing"
+    outputs = [output for cell in code_cells(done) for output in cell.outputs]
+    counts = [cell.execution_count for cell in code_cells(done)]
+    problems = {
+        "stopped at an error": any(output.output_type == "error" for output in outputs),
+        f"isn't of run {run.id}": not any(run.id in output.get("text", "") for output in outputs),
+        "was made from other code": code_sha256(done) != code_sha256(source),
+        "wasn't run from first cell to last": counts != [*range(1, len(counts) + 1)],
+        "wasn't timed": "seconds" not in done.metadata,
+    }
+    return next((problem for problem, there in problems.items() if there), None)
+
+
+def publish(run: Run, root: Path = ROOT) -> list[Path]:
+    """Copy a finished run into the repository; return what was written.
+
+    Raises:
+        ArtifactError: the run isn't finished, or its parts don't belong together.
+        ValueError: README.md has no place for the tables.
+    """
+    name, again = run.experiment.name, f"run again: python -m helpers.run {run.choice}"
+    tables = {name: run.load("results.csv"), f"{name}_differences": run.load("differences.csv")}
+    for table in tables.values():
+        if {*table["run"]} != {run.id}:
+            raise ArtifactError(f"expected run {run.id}, got results of {table['run'][0]}; {again}")
+    notebooks = executed_notebooks(run, root)
+    took = {notebook: content.metadata.pop("seconds") for notebook, content in notebooks.items()}
+    trained = tables[name].drop_duplicates("model").set_index("model")["train_seconds"]
+    if took["04_training"] <= trained[["mnrl", "tuned"]].sum():
+        raise ArtifactError(
+            f"04_training was timed without its trainings; delete {short(run.folder)} and {again}"
+        )
+    tables[f"{name}_seconds"] = pd.DataFrame(
+        [(name, notebook, value, str(run.machine), run.id) for notebook, value in took.items()],
+        columns=["preset", "notebook", "seconds", "machine", "run"],
+    )
+    metric = f"mrr@{run.experiment.k}"
+    figure = draw_scores(tables[name], metric, SHOWN, run.experiment.small_dim)
+    files = {root / "notebooks" / f"{n}.ipynb": nbformat.writes(c) for n, c in notebooks.items()}
+    if name == "wikipedia":  # what README.md and notebook 1 show
+        tables["demo"] = run.load("demo.csv")
+        readme = root / "README.md"
+        text = readme.read_text(encoding="utf-8")
+        files[readme] = renew_readme(text, tables[name], tables[f"{name}_seconds"])
+    for stem, table in tables.items():
+        if "dim" in table:  # BM25 has none, so pandas would write fractions
+            table = table.astype({"dim": "Int64"})
+        files[root / "results" / f"{stem}.csv"] = table.to_csv(index=False)
+    for path, content in files.items():
+        with atomic_write(path) as scratch:
+            scratch.write_text(content, encoding="utf-8")
+    picture = root / "results" / f"{name}.png"
+    figure.savefig(picture, dpi=160, bbox_inches="tight", metadata={"Description": run.id})
+    return [*files, picture, write_report(root / "results")]
+
+
+def renew_readme(text: str, results: pd.DataFrame, seconds: pd.DataFrame) -> str:
+    """Renew two tables in the text of README.md: the map of the notebooks, and the results.
+
+    Each is between two lines, such as ``<!-- map: start -->`` and ``<!-- map: end -->``.
+
+    Raises:
+        ValueError: such a line is missing.
+    """
+    names, minutes = [*seconds["notebook"], None], [*(seconds["seconds"] / 60)]
+    columns = {
+        "notebook": [f"[{name}](notebooks/{name}.ipynb)" for name in names[:-1]] + ["all six"],
+        "the one takeaway": map(TAKEAWAYS.get, names),
+        "minutes": [*minutes, sum(minutes)],
+    }
+    first, metric = results.iloc[0], next(name for name in results if name.startswith("mrr@"))
+    sections = {
+        "map": f"""{markdown(pd.DataFrame(columns), 2, minutes="{:.1f}")}
+
+Measured on {seconds["machine"][0]}.""",
+        "results": f"""{markdown_table(results[results["model"].isin(SHOWN)], metric)}
+
+{first["num_queries"]:,} test queries on {first["num_passages"]:,} passages, one training.""",
+    }
+    for name, section in sections.items():
+        start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
+        if start not in text or end not in text:
+            raise ValueError(f"README.md has no place for the {name}: add {start} and {end}")
+        text = f"{text.partition(start)[0]}{start}\n{section}\n{end}{text.partition(end)[2]}"
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(command(__doc__, publish))

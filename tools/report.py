@@ -1,0 +1,197 @@
+"""Write results/README.md: every measured table, from the CSV files next to it."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from helpers.config import ROOT
+from helpers.plots import STYLE, lines, markdown_table, metric_name, use_style, wide
+from helpers.runs import atomic_write
+
+
+def draw_scores(scores: pd.DataFrame, metric: str, models: Collection[str], dim: int) -> Figure:
+    """Draw test scores over dimensions; the title says what the first ``dim`` of "tuned" keep.
+
+    The columns ``low`` and ``high`` of the scores, if there, become error bars.
+    """
+    use_style()
+    shown = scores[scores["model"].isin(models)]
+    frame, half = wide(shown, metric), None
+    if "low" in shown:
+        half = wide(shown.assign(half=(shown["high"] - shown["low"]) / 2), "half")
+    full = frame.columns[-1]
+    kept = frame[dim]["tuned"] / frame[full]["tuned"]
+    score = f"the tuned model's {metric_name(metric)}"
+    title = f"{dim} of {full} dimensions keep {kept:.0%} of {score}"
+    return lines(frame, title, f"test {metric_name(metric)}", half)
+
+
+def write_report(folder: Path = ROOT / "results") -> Path:
+    """Write the README.md of a folder of results, from those of its tables that are there."""
+    tables = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
+    runs = [name.removesuffix("_seconds") for name in tables if name.endswith("_seconds")]
+    sections = [(_run, run, f"{run}_differences", f"{run}_seconds") for run in runs]
+    sections += [
+        (_recipes, "recipes"),
+        (_seed_by_seed, "recipes_differences"),
+        (_second, "recipes_transfer"),
+        (_bits, "bits"),
+        (_search, "search"),
+        (_speed, "speed"),
+        (_gpu, "gpu"),
+    ]
+    parts = ["# Measured results"]
+    for section, *names in sections:
+        if tables.keys() >= {*names}:
+            parts += section(*(tables[name] for name in names))
+    with atomic_write(folder / "README.md") as scratch:
+        scratch.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return folder / "README.md"
+
+
+def markdown(frame: pd.DataFrame, texts: int = 1, **forms: str) -> str:
+    """Write a Markdown table: its first columns are texts, ``forms`` say how to write numbers."""
+    rows = [[*frame], ["---"] * texts + ["---:"] * (len(frame.columns) - texts)]
+    for row in frame.itertuples(index=False, name=None):
+        cells = zip(frame, row, strict=True)
+        rows.append(["" if pd.isna(x) else forms.get(n, "{}").format(x) for n, x in cells])
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def _seeds_table(scores: pd.DataFrame, start: str) -> str:
+    """A metric's mean over the training seeds, ± their standard deviation if there are several."""
+    metric, full = _metric(scores, start), int(scores["dim"].max())
+    scores = scores.assign(dim=scores["dim"].fillna(full).astype(int))
+    found = scores.groupby(["recipe", "dim"], sort=False)[metric].agg(["mean", "std"])
+    spread = found["std"].map(lambda x: "" if pd.isna(x) else f" ± {x:.3f}")
+    frame = (found["mean"].map("{:.3f}".format) + spread).unstack().sort_index(axis=1)
+    frame = frame.loc[sorted(frame.index, key=lambda x: [*STYLE, x].index(x))]
+    frame.insert(0, metric_name(metric), [*map(_name, frame.index)])
+    return markdown(frame)
+
+
+def _metric(table: pd.DataFrame, start: str = "mrr@") -> str:
+    return next(column for column in table if column.startswith(start))
+
+
+def _name(model: str) -> str:
+    return STYLE.get(model, (model.replace("_", " "),))[0]
+
+
+def _run(results: pd.DataFrame, differences: pd.DataFrame, seconds: pd.DataFrame) -> list[str]:
+    first, metric = results.iloc[0], _metric(results)
+    rows = [
+        (_name(r.after), _name(r.before), r.dim, r.mean, f"{r.low:+.3f} to {r.high:+.3f}")
+        for r in differences.itertuples()
+    ]
+    columns = ["after", "before", "dimensions", "difference", "95% interval"]
+    return [
+        f"## One run: `{first['preset']}`",
+        f"{first['num_queries']:,} test queries on {first['num_passages']:,} passages, seed "
+        f"{first['seed']}, run `{first['run']}`. The notebooks took "
+        f"{seconds['seconds'].sum() / 60:.1f} minutes on {seconds['machine'][0]}.",
+        f"![{metric_name(metric)} by dimensions kept]({first['preset']}.png)",
+        markdown_table(results, metric),
+        markdown_table(results, _metric(results, "recall@")),
+        f"Paired differences in {metric_name(metric)}, on the same queries. If the interval "
+        "includes zero, we can't call it a difference.",
+        markdown(pd.DataFrame(rows, columns=columns), 2, difference="{:+.3f}"),
+    ]
+
+
+def _recipes(scores: pd.DataFrame) -> list[str]:
+    machines = scores["machine"].str.replace(r" \(.*", "", regex=True).unique()
+    return [
+        "## Recipes",
+        "Test queries, means of three training seeds ± their standard deviation. The bars in the "
+        f"figure are 95% intervals over queries. Trained on {' and '.join(machines)}.",
+        f"![{metric_name(_metric(scores))} by dimensions kept, with intervals](recipes.png)",
+        _seeds_table(scores[scores["split"] == "test"], "mrr@"),
+        "On dev, with all that we tried once:",
+        _seeds_table(scores[scores["split"] == "dev"], "mrr@"),
+    ]
+
+
+def _seed_by_seed(differences: pd.DataFrame) -> list[str]:
+    rows = []
+    keys = ["before", "before_dim", "after", "after_dim"]
+    for (before, before_dim, after, dim), part in differences.groupby(keys, sort=False):
+        sizes = f"{dim}" if dim == before_dim else f"{dim} against {before_dim}"
+        spread = f"{part['mean'].min():+.3f} to {part['mean'].max():+.3f}"
+        clear = ((part["low"] > 0) | (part["high"] < 0)).sum()
+        names = _name(after), _name(before), sizes
+        rows.append((*names, part["mean"].mean(), spread, f"{clear} of {len(part)}"))
+    columns = ["after", "before", "dimensions", "difference", "lowest to highest seed", "clear"]
+    return [
+        "Paired differences in MRR on the test queries, means of the seeds. *Clear* counts the "
+        "seeds whose 95% interval excludes zero.",
+        markdown(pd.DataFrame(rows, columns=columns), 2, difference="{:+.3f}"),
+    ]
+
+
+def _second(scores: pd.DataFrame) -> list[str]:
+    return [
+        "## A second collection",
+        "Nothing was trained on it: titles of usage examples are the queries, descriptions of AWS "
+        "operations the passages.",
+        _seeds_table(scores, "ndcg@"),
+    ]
+
+
+def _bits(bits: pd.DataFrame) -> list[str]:
+    metric, test = _metric(bits), bits[bits["split"] == "test"]
+    frame = test.groupby(["bytes", "dim", "bits", "rounding", "model"])[metric].mean().unstack()
+    models = [model for model in STYLE if model in frame]
+    frame = frame[models].reset_index().rename(columns=_name)
+    return [
+        "## What a byte buys",
+        f"{metric_name(metric)} on the test queries by the bytes of a passage, without a rerank, "
+        "means of the seeds. Dev chose how to round; queries stay in float32.",
+        markdown(frame, 4, **dict.fromkeys(map(_name, models), "{:.3f}")),
+    ]
+
+
+def _search(measured: pd.DataFrame) -> list[str]:
+    alone = measured[(measured["threads"] == 1) & (measured["batch"] == 1)]
+    keys, real = ["full_dim", "method"], alone["num_vectors"].min()
+    frame = alone.drop_duplicates(keys).set_index(keys)[["hot_bytes_per_vector", "setting"]]
+    frame.columns = ["hot bytes", "shortlist or width"]
+    forms = {"shortlist or width": "{:.0f}"}
+    for metric in [name for name in alone if "@" in name]:
+        frame[metric_name(metric)] = alone.set_index(keys)[metric].dropna()
+        forms[metric_name(metric)] = "{:.3f}"
+    for size, part in alone.groupby("num_vectors"):
+        frame[f"ms at {size:,}"] = part.set_index(keys)["ms_per_query"]
+        forms[f"ms at {size:,}"] = "{:.3g}"
+    frame = frame.reset_index().rename(columns={"full_dim": "dimensions"})
+    return [
+        "## Search",
+        f"One query on one core of {measured['machine'][0]}. *Hot bytes* of a vector must be in "
+        f"fast memory. Recall is the share of the exact top 10, on the {real:,} real passages, "
+        "with the shortest shortlist (for HNSW, the narrowest search) that reaches 99% on dev. The "
+        "larger collections are noisy copies, good for times only: real ones need longer lists.",
+        markdown(frame, 2, **forms),
+    ]
+
+
+def _speed(times: pd.DataFrame) -> list[str]:
+    rate = [f"{row.value:.3g} {row.unit}" for row in times.itertuples()]
+    frame = times[["job", "variant"]].assign(rate=rate, ratio=times["ratio_to_stock"])
+    return [
+        "## Speed",
+        f"One change at a time, timed in turns on {times['machine'][0]}. *Stock* is "
+        "sentence-transformers with its defaults, at our batch size; *ratio* is to that.",
+        markdown(frame, 2, ratio="{:.2f}"),
+    ]
+
+
+def _gpu(measured: pd.DataFrame) -> list[str]:
+    what = measured["what"] + ", " + measured["unit"]
+    frame = measured.assign(what=what).pivot(index="what", columns="device", values="value")
+    return [
+        "## On a GPU",
+        f"The run `{measured['preset'][0]}` with " + " and ".join(measured["versions"].unique()),
+        markdown(frame.loc[what.unique()].reset_index()),
+    ]

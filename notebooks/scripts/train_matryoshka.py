@@ -7,10 +7,7 @@ import sys
 
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-from sentence_transformers.sentence_transformer.losses import (
-    MatryoshkaLoss,
-    MultipleNegativesRankingLoss,
-)
+from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.training_args import (
     BatchSamplers,
     SentenceTransformerTrainingArguments,
@@ -20,8 +17,10 @@ if len(sys.argv) != 4:
     sys.exit(__doc__)
 model_name, triplets, output = sys.argv[1:]
 model = SentenceTransformer(model_name, model_kwargs={"dtype": "float32"})
-loss = MultipleNegativesRankingLoss(model)
-loss = MatryoshkaLoss(model, loss, matryoshka_dims=[model.get_embedding_dimension(), 256, 128, 64])
+loss = losses.MultipleNegativesRankingLoss(model)
+full_dim = model.get_embedding_dimension()
+dims = [full_dim, *(dim for dim in (256, 128, 64, 32) if dim < full_dim)]
+loss = losses.MatryoshkaLoss(model, loss, matryoshka_dims=dims)
 trainer = SentenceTransformerTrainer(
     model=model,
     args=SentenceTransformerTrainingArguments(

@@ -7,7 +7,7 @@ import sys
 
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.training_args import (
     BatchSamplers,
     SentenceTransformerTrainingArguments,
@@ -17,7 +17,7 @@ if len(sys.argv) != 4:
     sys.exit(__doc__)
 model_name, triplets, output = sys.argv[1:]
 model = SentenceTransformer(model_name, model_kwargs={"dtype": "float32"})
-loss = MultipleNegativesRankingLoss(model)
+loss = losses.MultipleNegativesRankingLoss(model)
 trainer = SentenceTransformerTrainer(
     model=model,
     args=SentenceTransformerTrainingArguments(

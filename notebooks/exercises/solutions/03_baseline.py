@@ -4,7 +4,7 @@ import torch
 
 
 def reciprocal_rank(ranking: list[int], relevant: set[int], k: int) -> float:
-    """One over the rank of the first relevant passage, 0 if it is not among the first ``k``."""
+    """Return one over the rank of the first relevant passage, or 0 if the top ``k`` have none."""
     for rank, passage in enumerate(ranking[:k], start=1):
         if passage in relevant:
             return 1 / rank
@@ -12,7 +12,7 @@ def reciprocal_rank(ranking: list[int], relevant: set[int], k: int) -> float:
 
 
 def rotate(passages: torch.Tensor) -> torch.Tensor:
-    """A rotation that puts the directions in which passages lie most first: ``(dim, dim)``."""
-    # The rows of the last factor are directions, largest first; as columns they rotate rows.
-    # The mean is not subtracted: it takes part in cosine similarities.
+    """Return a rotation after which the first dimensions vary most: ``(dim, dim)``."""
+    # The rows of Vh are directions, the most important first; as columns, they rotate rows.
+    # This is PCA without subtracting the mean, because the mean counts in a cosine too.
     return torch.linalg.svd(passages, full_matrices=False).Vh.T

@@ -1,0 +1,68 @@
+"""Search a file of passages: a shortlist from 64 dimensions, ranked again by all of them.
+
+python search.py MODEL PASSAGES [QUERY ...]
+
+MODEL is a folder or an id on the Hub. PASSAGES is a .txt file with one passage per line, or a
+.parquet file with a column `text`. Without a QUERY, reads queries from stdin, one per line.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+from sentence_transformers import SentenceTransformer
+
+DIM, SHORTLIST, TOP = 64, 100, 5
+
+
+def read_passages(path: Path) -> list[str]:
+    """Read the passages of a .txt or .parquet file, without empty ones."""
+    if not path.is_file() or path.suffix not in (".txt", ".parquet"):
+        sys.exit(f"expected a .txt or .parquet file of passages, got {path}")
+    if path.suffix == ".txt":
+        texts = path.read_text(encoding="utf-8").split("\n")
+    elif "text" in (names := pq.read_schema(path).names):
+        texts = pq.read_table(path, columns=["text"])["text"].to_pylist()
+    else:
+        sys.exit(f"expected a column `text` in {path}, got {', '.join(names)}")
+    passages = [text for text in texts if text and text.strip()]
+    return passages or sys.exit(f"expected passages in {path}, got none")
+
+
+def prefix(embeddings: np.ndarray) -> np.ndarray:
+    """Cut embeddings to their first dimensions, and bring them to unit length again."""
+    small = embeddings[:, :DIM].copy()
+    faiss.normalize_L2(small)
+    return small
+
+
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
+parser.add_argument("model")
+parser.add_argument("passages", type=Path)
+parser.add_argument("queries", nargs="*", default=[])
+args = parser.parse_args()
+
+passages = read_passages(args.passages)
+model = SentenceTransformer(args.model, model_kwargs={"dtype": "float32"})
+full = model.encode_document(passages, normalize_embeddings=True)  # (num_passages, full_dim)
+small = prefix(full)
+int8 = faiss.ScalarQuantizer.QT_8bit  # a byte per dimension
+index = faiss.IndexScalarQuantizer(small.shape[1], int8, faiss.METRIC_INNER_PRODUCT)
+index.train(small)
+index.add(small)
+
+for query in map(str.strip, args.queries or sys.stdin):
+    if not query:
+        continue
+    embedding = model.encode_query([query], normalize_embeddings=True)  # (1, full_dim)
+    _, rows = index.search(prefix(embedding), min(SHORTLIST, len(passages)))
+    shortlist = rows[0]
+    scores = full[shortlist] @ embedding[0]
+    print(query)
+    for best in scores.argsort()[::-1][:TOP]:
+        print(f"  {scores[best]:.3f}  {passages[shortlist[best]]}", flush=True)

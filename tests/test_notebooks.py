@@ -1,199 +1,205 @@
-"""What every notebook must keep to, read from the files; nbmake executes them besides."""
+"""What a reader may expect of every notebook, and of the repository around them."""
 
 import ast
 import itertools
 import re
+from pathlib import Path
 
 import nbformat
 import pytest
 
-from helpers.artifacts import NOTEBOOKS
 from helpers.config import PRESETS, ROOT
-from helpers.exercises import EXERCISES
+from helpers.runs import NOTEBOOKS
+from notebooks.exercises.checks import EXERCISES
 
-PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NAMES = [path.stem for path in PATHS]
+HELPERS = {f"helpers.{p.stem}" for p in (ROOT / "helpers").glob("[!_]*.py")}
+PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
+# What each notebook has to show in its own cells, not behind a helper.
+LESSONS = {
+    "01_setup": ["prefix / prefix.norm", "start_run(PRESET)"],
+    "02_data": ["for row in stream_rows(", "mine_hard_negatives("],
+    "03_baseline": ["1 / rank", "torch.linalg.eigh("],
+    "04_training": [
+        "cross_entropy(",
+        "MatryoshkaLoss(",
+        "MultipleNegativesRankingLoss(",
+        "SentenceTransformerTrainingArguments(",
+        "SentenceTransformerTrainer(",
+    ],
+    "05_evaluation": ["paired_difference(", "interact("],
+    "06_deployment": ["truncate_dim=small", "faiss.Index", "WITH shortlist", "<=>"],
+}
+CODE_LINES = dict.fromkeys(NOTEBOOKS, 150) | {"04_training": 180}
 
 
-@pytest.fixture(params=PATHS, ids=NAMES)
+@pytest.fixture(params=PATHS, ids=NOTEBOOKS)
 def notebook(request):
     found = nbformat.read(request.param, as_version=4)
     found.metadata["path"] = request.param
     return found
 
 
-def code_cells(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
 def is_exercise(cell):
     return "exercise" in cell.metadata.get("tags", [])
 
 
-def markdown(notebook):
-    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+def code_cells(notebook):
+    """The code cells of a lesson: without the hidden first one and the exercises."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [cell for cell in cells[1:] if not is_exercise(cell)]
 
 
-def test_the_notebooks_are_the_six():
-    assert tuple(NAMES) == NOTEBOOKS
+def prose(notebook):
+    cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    return "\n".join(cell.source for cell in cells if not is_exercise(cell))
 
 
-def test_one_configuration_cell_of_literals_that_carries_its_mock(notebook):
-    mocked = [cell for cell in code_cells(notebook) if "nbmake" in cell.metadata]
-    assert len(mocked) == 1
-    tree = ast.parse(mocked[0].source)
-    values = {}
-    for statement in tree.body:
-        assert isinstance(statement, ast.Assign), "the configuration cell only assigns"
-        values[statement.targets[0].id] = ast.literal_eval(statement.value)
-    mock = mocked[0].metadata["nbmake"]["mock"]
-    assert set(mock) <= set(values), "a mock of a name that is not assigned does nothing"
-    assert values == {"PRESET": "auto"}
-    assert mock["PRESET"] in PRESETS
+def said(notebook):
+    """What the reader reads besides code: prose, and the sentences that code prints."""
+    texts = [prose(notebook)]
+    for output in itertools.chain(*(cell.outputs for cell in code_cells(notebook))):
+        texts.append(output.get("text", "") or output.data.get("text/markdown", ""))
+    return "\n".join(texts)
 
 
-def test_the_first_cells_are_the_same_in_all():
-    starts = {
-        tuple(cell.source for cell in code_cells(nbformat.read(path, as_version=4))[:2])
-        for path in PATHS
-    }
-    assert len(starts) == 1
+def test_there_are_six_and_each_is_short(notebook):
+    assert sorted(PATHS) == sorted((ROOT / "notebooks").glob("*.ipynb"))
+    name = notebook.metadata["path"].stem
+    lesson = [cell for cell in notebook.cells[2:] if not is_exercise(cell)]
+    assert len(lesson) <= 32
+    assert len(prose(notebook).split()) <= 900
+    lines = [line for cell in code_cells(notebook) for line in cell.source.splitlines()]
+    assert len([line for line in lines if line.strip()]) <= CODE_LINES[name]
+    assert max(map(len, lines)) <= 79, max(lines, key=len)
+    for cell in code_cells(notebook):
+        most = 25 if "SentenceTransformerTrainer(" in cell.source else 20
+        assert len(cell.source.splitlines()) <= most, cell.source
 
 
-def test_every_code_cell_follows_a_text_that_says_why(notebook):
+def test_all_six_are_read_in_an_afternoon():
+    words = sum(len(prose(nbformat.read(path, as_version=4)).split()) for path in PATHS)
+    assert words <= 5_200
+
+
+def test_the_lesson_is_in_the_cells(notebook):
+    code = "\n".join(cell.source for cell in code_cells(notebook))
+    for call in LESSONS[notebook.metadata["path"].stem]:
+        assert call in code, call
+
+
+def test_the_first_cell_is_hidden_short_and_the_same_in_all(notebook):
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    other = nbformat.read(PATHS[0], as_version=4)
+    assert first.source == next(c.source for c in other.cells if c.cell_type == "code")
+    assert first.metadata["jupyter"]["source_hidden"] and first.metadata["cellView"] == "form"
+    lines = [x for x in first.source.splitlines() if x and not x.startswith(("#", "import"))]
+    assert len(lines) <= 7
+    assert (ROOT / "requirements-colab.txt").is_file() and "requirements-colab.txt" in first.source
+
+
+def test_one_place_to_choose():
+    for path in PATHS:
+        cells = code_cells(nbformat.read(path, as_version=4))
+        mocked = [cell for cell in cells if "nbmake" in cell.metadata]
+        assert len(mocked) == (path.stem == "01_setup")
+        for cell in mocked:
+            (assignment,) = ast.parse(cell.source).body
+            assert assignment.targets[0].id == "PRESET"
+            assert ast.literal_eval(assignment.value) == "wikipedia"
+            assert cell.metadata["nbmake"]["mock"]["PRESET"] in PRESETS
+
+
+def test_a_text_says_why_before_code(notebook):
     kinds = [cell.cell_type for cell in notebook.cells]
-    assert kinds[0] == "markdown"
-    for before, kind in itertools.pairwise(kinds):
-        assert kind != "code" or before == "markdown"
-    assert all(cell.source.strip() for cell in notebook.cells)
+    assert kinds[:2] == ["markdown", "code"] and kinds[2] in ("code", "markdown")
+    runs = [len([*group]) for kind, group in itertools.groupby(kinds) if kind == "code"]
+    assert max(runs) <= 2, "at most two code cells follow each other"
 
 
-def test_cells_are_short_and_the_notebook_is_not_long(notebook):
-    for cell in code_cells(notebook):
-        assert len(cell.source.splitlines()) <= 25, cell.source
-    assert 25 <= len([cell for cell in notebook.cells if not is_exercise(cell)]) <= 60
-
-
-def test_nothing_of_helpers_is_defined_again(notebook):
-    public = set()
-    for path in (ROOT / "helpers").glob("*.py"):
-        public |= {
-            node.name
-            for node in ast.parse(path.read_text()).body
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
-        }
-    for cell in code_cells(notebook):
-        for node in ast.walk(ast.parse(cell.source)):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                assert node.name not in public
-
-
-def test_it_opens_and_closes_as_promised(notebook):
+def test_it_opens_with_the_takeaway_and_closes_with_a_recap(notebook):
     first, last = notebook.cells[0].source, notebook.cells[-1].source
-    parts = ("**After this notebook you can**", "**Needs**", "**Takes**", "](glossary.md)")
-    for promise in parts:
+    for promise in ("**The one takeaway:**", "In this notebook we", "](glossary.md)"):
         assert promise in first
-    recap = next(cell.source for cell in notebook.cells if cell.source.startswith("## Recap"))
-    promised, said = (len(re.findall("^- ", text, re.MULTILINE)) for text in (first, recap))
-    assert said >= promised, "the recap mirrors what the opening promises"
-    assert "**Written:**" in recap
-    assert "**Next:**" in last
+    text = prose(notebook)
+    recap = text[text.index("## Recap") :]
+    assert recap.count("\n- ") >= 3
+    assert "**Written:**" in recap and "**Go further:**" in recap and "**Next:**" in last
 
 
 def test_two_exercises_end_it_and_are_checked(notebook):
     marked = [is_exercise(cell) for cell in notebook.cells]
     assert marked == [False] * (len(marked) - 5) + [True] * 4 + [False]
-    texts, codes = notebook.cells[-5:-1:2], notebook.cells[-4:-1:2]
     name = notebook.metadata["path"].stem
-    assert f"](solutions/{name}.py)" in texts[0].source
-    for text, code, kind in zip(texts, codes, ("**Easy.**", "**Open.**"), strict=True):
+    solution = ROOT / "notebooks" / "exercises" / "solutions" / f"{name}.py"
+    assert f"](exercises/solutions/{name}.py)" in notebook.cells[-5].source
+    for text, code in zip(notebook.cells[-5:-1:2], notebook.cells[-4:-1:2], strict=True):
         checked = re.search(r'^check\("(\w+)", (.*)\)$', code.source, re.MULTILINE)
-        assert EXERCISES[checked[1]].notebook == name
-        assert kind in text.source
+        assert checked[1] in EXERCISES
         for function in checked[2].split(", "):
             stub = re.search(rf"^def ({function}\(.*\)): \.\.\.$", code.source, re.MULTILINE)
             assert f"`{stub[1]}`" in text.source, "the text names function and arguments"
-
-
-def test_every_notebook_predicts_before_it_measures(notebook):
-    seen = [cell.source for cell in code_cells(notebook)]
-    predicted = next(i for i, source in enumerate(seen) if re.search(r"\bpredicted\b.* =", source))
-    tables = ("prediction_table(", "measured / predicted", "measured - predicted")
-    measured = next(i for i, source in enumerate(seen) if any(part in source for part in tables))
-    assert predicted < measured
+            assert f"def {function}(" in solution.read_text(encoding="utf-8")
 
 
 def anchors(path):
     """The headings of a notebook or a Markdown file, as links name them."""
     if path.suffix == ".ipynb":
-        text = markdown(nbformat.read(path, as_version=4))
+        text = prose(nbformat.read(path, as_version=4))
         return {h.replace("`", "").replace(" ", "-") for h in re.findall("^#+ (.+)$", text, re.M)}
     headings = re.findall("^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
-def test_links_lead_somewhere(notebook):
-    for target, anchor in re.findall(r"\]\(([^)#]+)(?:#([^)]+))?\)", markdown(notebook)):
-        if target.startswith("https://"):
-            continue
-        path = (ROOT / "notebooks" / target).resolve()
-        assert path.exists(), target
-        assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
+@pytest.mark.parametrize(
+    "path", [*PATHS, *map(ROOT.joinpath, ("README.md", "CONTRIBUTING.md"))], ids=lambda p: p.name
+)
+def test_links_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = nbformat.read(path, as_version=4).cells
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    for target, anchor in re.findall(r"\]\(([^)#\s]+)(?:#([^)]+))?\)", text):
+        if not target.startswith("https://"):
+            assert (path.parent / target).resolve().exists(), target
+            assert not anchor or anchor in anchors((path.parent / target).resolve()), anchor
 
 
-def test_the_glossary_is_of_words_that_are_used_and_prose_keeps_to_them():
-    text = (ROOT / "notebooks" / "glossary.md").read_text(encoding="utf-8")
-    words = [w for row in re.findall(r"^\| \*\*(.+?)\*\* \|", text, re.M) for w in row.split(", ")]
-    assert len(words) == len(set(words)) > 30
-    prose = "\n".join(markdown(nbformat.read(path, as_version=4)) for path in PATHS).lower()
-    prose = " ".join(prose.split())
-    assert [word for word in words if word.lower() not in prose] == []
-    plain = re.sub(r"`[^`]*`|```.*?```", "", prose, flags=re.DOTALL)
-    for other in (
-        "document",
-        "ground truth",
-        "chunk",
-        "full dimension",
-        "sub-vector",
-        "baseline model",
-    ):
-        assert not re.findall(rf"\b{other}s?\b", plain), other
+def test_no_score_is_typed_into_prose(notebook):
+    # A score has two or three decimals; prose leaves those to the cells that print them.
+    assert not re.findall(r"(?<![\w.])0?\.\d{2,3}\b", prose(notebook))
 
 
-def test_no_number_of_a_result_is_typed_into_the_prose(notebook):
-    # A score has three decimals here; prose leaves those to the cells that print them.
-    assert not re.findall(r"(?<![\w.])0?\.\d{3}\b", markdown(notebook))
+def imports_of(path: Path) -> set[str]:
+    """The modules of this repository that a Python file imports."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    names = {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
+    return {name for name in names if name.split(".")[0] in ("helpers", "tools", "notebooks")}
 
 
-def test_helpers_import_one_way():
-    imports = {}
-    for path in (ROOT / "helpers").glob("*.py"):
-        tree = ast.walk(ast.parse(path.read_text()))
-        imports[path.stem] = {
-            node.module.split(".")[1]
-            for node in tree
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("helpers.")
-        }
-    done = set()
-    while len(done) < len(imports):
-        free = {name for name in imports if name not in done and imports[name] <= done}
-        assert free, f"these import each other: {sorted(set(imports) - done)}"
-        done |= free
+def test_imports_run_one_way_and_the_reading_list_is_true():
+    listed = re.findall(r"^(\w+) {2,}\w", (ROOT / "helpers" / "__init__.py").read_text(), re.M)
+    assert {f"helpers.{name}" for name in listed} == HELPERS and len(HELPERS) <= 13
+    for place, name in enumerate(listed):
+        known = imports_of(ROOT / "helpers" / f"{name}.py")
+        assert known <= {f"helpers.{other}" for other in listed[:place]}, name
+    for path in (ROOT / "notebooks" / "scripts").glob("*.py"):
+        assert not imports_of(path), path.name
+    for path in (ROOT / "notebooks" / "exercises").rglob("*.py"):
+        assert not {m for m in imports_of(path) if m.startswith("tools")}, path.name
 
 
-def test_no_code_outside_config_asks_for_a_preset_by_name():
-    sources = {
-        path: path.read_text(encoding="utf-8")
-        for path in [*(ROOT / "helpers").glob("*.py"), *(ROOT / "notebooks").rglob("*.py")]
-        if path.stem != "config"
-    }
+def test_notebooks_need_every_helper():
+    needed = {"helpers.run"}  # the main command
     for path in PATHS:
-        cells = code_cells(nbformat.read(path, as_version=4))
-        sources[path] = "\n".join(cell.source for cell in cells if "nbmake" not in cell.metadata)
-    for path, source in sources.items():
-        strings = {
-            node.value
-            for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        }
-        assert not strings & set(PRESETS), path.name
+        for cell in code_cells(nbformat.read(path, as_version=4)):
+            needed |= set(re.findall(r"from (helpers\.\w+)", cell.source))
+    paths = {name: ROOT / f"{name.replace('.', '/')}.py" for name in HELPERS}
+    while more := set().union(*(imports_of(paths[name]) for name in needed)) - needed:
+        needed |= more
+    assert needed == HELPERS
+
+
+def test_the_readme_is_one_people_finish():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 130
+    assert len(text.split()) <= 1_000

@@ -1,46 +1,35 @@
-"""Committed outputs, results and README belong to one run and to the code as it stands."""
+"""What is committed belongs to one run and to the code as it is, and so does what is published."""
 
-import copy
 import re
-from xml.etree import ElementTree
 
 import nbformat
 import pandas as pd
 import PIL.Image
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from helpers.artifacts import ArtifactError, code_sha256, open_run
-from helpers.config import LARGE, PRESETS, ROOT
-from helpers.course import MAP, readme_map
-from helpers.plots import wide_scores
-from helpers.publish import (
-    END,
-    START,
-    SUMMARY,
-    executed_notebooks,
-    publish,
-    readme_results,
-    readme_summary,
-    replace_section,
-)
-from helpers.search_speed import methods, readme_search
+from helpers.config import PRESETS, ROOT
+from helpers.runs import NOTEBOOKS, ArtifactError, start_run
+from tools.publish import TAKEAWAYS, code_cells, code_sha256, publish, renew_readme
+from tools.report import write_report
+from tools.search_speed import methods
 
-PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RESULTS = pd.read_csv(ROOT / "results" / "wikipedia.csv", dtype={"dim": "Int64"})
 DIFFERENCES = pd.read_csv(ROOT / "results" / "wikipedia_differences.csv")
-COMPARED = pd.read_csv(ROOT / "results" / "recipes_differences.csv")
 SECONDS = pd.read_csv(ROOT / "results" / "wikipedia_seconds.csv")
+SEARCH = pd.read_csv(ROOT / "results" / "search.csv")
 COLUMNS = ["preset", "model", "dim", "mrr@10", "recall@10", "ndcg@10"]
 COLUMNS += ["num_queries", "num_passages", "seed", "train_seconds", "run"]
+RUN = RESULTS["run"].iloc[0]
+SCORE = RESULTS.set_index(["model", "dim"])["mrr@10"]
 
 
-@pytest.fixture(params=PATHS, ids=[path.stem for path in PATHS])
-def notebook(request):
-    return nbformat.read(request.param, as_version=4)
+def committed(name):
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
 
 
 def outputs(notebook):
-    return [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+    return [output for cell in code_cells(notebook) for output in cell.outputs]
 
 
 def text_of(output):
@@ -48,80 +37,52 @@ def text_of(output):
     return "\n".join([output.get("text", ""), *map(str, data.values())])
 
 
-def test_outputs_are_of_the_code_as_it_stands(notebook):
-    assert notebook.metadata["matryoshka"]["code_sha256"] == code_sha256(notebook)
+# --- What is committed ---
 
 
-def test_cells_ran_in_order_from_the_first(notebook):
-    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
-    assert counts == list(range(1, len(counts) + 1))
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_outputs_are_of_the_run_and_of_the_code_as_it_is(name):
+    notebook = committed(name)
+    assert notebook.metadata["matryoshka"] == {"run": RUN, "code_sha256": code_sha256(notebook)}
+    assert any(RUN in text_of(output) for output in outputs(notebook))
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == [*range(1, len(counts) + 1)]
 
 
-def test_no_error_warning_path_or_progress_bar_is_shown(notebook):
-    for output in outputs(notebook):
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_no_error_warning_path_or_progress_bar_is_shown(name):
+    for output in outputs(committed(name)):
         assert output.output_type != "error"
-        assert not (output.output_type == "stream" and output.name == "stderr"), output.text
+        assert output.get("name") != "stderr", output.text
         text = text_of(output)
         assert not re.search(r"[Ww]arning", text), text
         folders = "home|root|work|tmp|usr|opt|mnt|var|private|data|Users|content"
         assert not re.search(rf"(?<![\w.:/])/({folders})/|\b[A-Z]:\\\w", text), text
         assert "it/s" not in text
         assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
-
-
-def test_every_figure_has_a_text_for_who_cannot_see_it(notebook):
-    for output in outputs(notebook):
         if "image/png" in output.get("data", {}):
-            assert output.metadata["image/png"]["alt"]
+            assert output.metadata["image/png"]["alt"], "for who can't see it"
 
 
-def test_one_run_stands_in_every_notebook_and_in_the_table(notebook):
-    run = RESULTS["run"].unique().item()
-    assert notebook.metadata["matryoshka"]["run"] == run
-    assert any(f"run        {run}" in text_of(output) for output in outputs(notebook))
-
-
-def tables_of(name):
-    """Every HTML table among a notebook's outputs, as a list of rows of texts."""
-    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    for output in outputs(notebook):
-        html = output.get("data", {}).get("text/html", "").replace("&nbsp;", "")
-        if "<table" in html:
-            table = ElementTree.fromstring(html[html.index("<table") : html.index("</table>") + 8])
-            rows = [["".join(cell.itertext()).strip() for cell in row] for row in table.iter("tr")]
-            yield rows
-
-
-@pytest.mark.parametrize("metric", ["mrr@10", "recall@10"])
-def test_the_scores_shown_in_notebook_5_are_those_of_the_table(metric):
-    wide = wide_scores(RESULTS, metric)
-    expected = [["", *wide.columns]]
-    for name, row in wide.iterrows():
-        expected.append([name, *("" if pd.isna(value) else f"{value:.3f}" for value in row)])
-    assert expected in list(tables_of("05_evaluation"))
-
-
-def test_the_figure_is_of_the_run():
-    image = PIL.Image.open(ROOT / "results" / "wikipedia.png")
-    assert image.text["Description"] == RESULTS["run"].iloc[0]
-
-
-def test_the_results_are_complete():
-    assert list(RESULTS.columns) == COLUMNS
-    dims = set(PRESETS["wikipedia"].dims)
-    for model in (
-        "base",
-        "base_random",
-        "base_rotated",
-        "mnrl",
-        "mnrl_rotated",
-        "tuned",
-    ):
-        assert set(RESULTS.loc[RESULTS["model"] == model, "dim"]) == dims
+def test_the_results_are_complete_and_of_one_run():
+    assert [*RESULTS] == COLUMNS
+    assert {*RESULTS["run"], *DIFFERENCES["run"], *SECONDS["run"]} == {RUN}
+    assert {*RESULTS["preset"], *SECONDS["preset"], *SEARCH["preset"]} == {"wikipedia"}
+    for model in ("base", "base_rotated", "mnrl", "mnrl_rotated", "tuned"):
+        assert {*RESULTS.loc[RESULTS["model"] == model, "dim"]} == {*PRESETS["wikipedia"].dims}
     assert RESULTS.loc[RESULTS["model"] == "bm25", "dim"].isna().all()
-    assert RESULTS["preset"].unique().tolist() == ["wikipedia"]
     assert (RESULTS["num_queries"] == PRESETS["wikipedia"].num_test).all()
-    assert RESULTS[["mrr@10", "recall@10", "ndcg@10"]].stack().between(0, 1).all()
+    assert SCORE["tuned", 64] > SCORE["base", 384]
+    for row in DIFFERENCES.itertuples():
+        assert row.mean == pytest.approx(SCORE[row.after, row.dim] - SCORE[row.before, row.dim])
+        assert row.low <= row.mean <= row.high
+    assert PIL.Image.open(ROOT / "results" / "wikipedia.png").text["Description"] == RUN
+
+
+def test_the_times_are_of_all_notebooks_with_their_trainings():
+    assert tuple(SECONDS["notebook"]) == NOTEBOOKS
+    trained = RESULTS.drop_duplicates("model")["train_seconds"].sum()
+    assert SECONDS.set_index("notebook")["seconds"]["04_training"] > trained > 0
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.csv")), ids=lambda p: p.stem)
@@ -131,223 +92,137 @@ def test_dimensions_are_whole_numbers(path):
         assert table[column].dropna().str.fullmatch(r"\d+").all(), column
 
 
-def test_the_differences_are_those_of_the_results():
-    assert DIFFERENCES["run"].unique().tolist() == RESULTS["run"].unique().tolist()
-    score = RESULTS.set_index(["model", "dim"])["mrr@10"]
-    for row in DIFFERENCES.itertuples():
-        expected = score[row.after, row.dim] - score[row.before, row.dim]
-        assert row.mean == pytest.approx(expected)
-        assert row.low <= row.mean <= row.high
+def test_the_searches_are_of_the_published_model_and_complete():
+    fingerprint = SEARCH["model"].unique().item()
+    shown = [text_of(output) for name in NOTEBOOKS[3:] for output in outputs(committed(name))]
+    assert any(f"fingerprint {fingerprint}" in text for text in shown)
+    exact = SEARCH[SEARCH["method"] == "exact_full"]
+    assert exact["mrr@10"].dropna().unique() == pytest.approx(SCORE["tuned", 384], abs=1e-5)
+    keys = ["full_dim", "num_vectors", "threads", "batch"]
+    sizes = {tuple(size[:2]) for size, _ in SEARCH.groupby(keys)}
+    assert sizes == {(384, 9995)} | {(d, n) for d in (384, 768) for n in (100_000, 1_000_000)}
+    for (full_dim, *_), rows in SEARCH.groupby(keys):
+        assert [*rows["method"]] == [*methods(64, full_dim)]
 
 
-def test_the_readme_shows_the_results_and_the_map():
+def test_both_readmes_show_the_tables_as_they_are(tmp_path):
+    for path in (ROOT / "results").glob("*.csv"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    report = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    assert write_report(tmp_path).read_text(encoding="utf-8") == report
+    for image in re.findall(r"!\[.*?\]\((.*?)\)", report):
+        assert (ROOT / "results" / image).is_file()
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    small = PRESETS["wikipedia"].small_dim
-    assert readme_summary(RESULTS, COMPARED, small, "results/wikipedia.png") in text
-    assert readme_results(RESULTS, DIFFERENCES) in text
-    assert readme_map(SECONDS, LARGE) in text
-    assert text.index(SUMMARY[0]) < text.index("<!-- main command -->") < text.index(MAP[0])
+    assert renew_readme(text, RESULTS, SECONDS) == text
 
 
-def test_the_times_are_of_the_run_and_of_all_of_it():
-    assert SECONDS["notebook"].tolist() == [path.stem for path in PATHS]
-    assert SECONDS["run"].unique().tolist() == RESULTS["run"].unique().tolist()
-    took = SECONDS.set_index("notebook")["seconds"]
-    trained = RESULTS.drop_duplicates("model")["train_seconds"].sum()
-    assert took["04_training"] > trained > 0, "notebook 4 was timed with its trainings"
+# --- Publishing ---
 
 
-SPOKEN = {  # what prose may say of how long something took, in seconds
-    "under half a minute": (0, 30),
-    "about half a minute": (20, 40),
-    "about a minute": (40, 80),
-    "about a minute and a half": (70, 110),
-    "about two minutes": (95, 145),
-    "some ten minutes": (450, 750),
-}
+def source(name):
+    cells = [new_markdown_cell(f"# {name}"), new_code_cell('REPOSITORY = ""'), new_code_cell("1")]
+    return new_notebook(cells=cells)
 
 
-@pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
-def test_each_notebook_takes_what_it_says(path):
-    opening = " ".join(nbformat.read(path, as_version=4).cells[0].source.split())
-    spoken = re.search(r"\*\*Takes\*\* (.+?) on two processor cores", opening).group(1)
-    low, high = SPOKEN[spoken]
-    assert low <= SECONDS.set_index("notebook")["seconds"][path.stem] <= high
-
-
-def test_the_map_shown_in_notebook_1_is_of_the_published_run():
-    minutes = [f"{value / 60:.1f}" for value in SECONDS["seconds"]]
-    shown = [rows for rows in tables_of("01_setup") if "minutes, CPU" in rows[0]]
-    # Publishing times notebook 1 once more, after it has read the map.
-    assert [row[3] for row in shown[0][2:]] == minutes[1:]
-
-
-def test_64_dimensions_after_beat_full_size_before():
-    score = RESULTS.set_index(["model", "dim"])["mrr@10"]
-    assert score["tuned", 64] > score["base", 384]
-
-
+@pytest.fixture
 def finished(tmp_path, runs):
-    """A run that looks like the committed one, and a repository to publish it to."""
-    run = open_run("wikipedia", "05_evaluation", quiet=True)
-    results = RESULTS.assign(run=run.id)
-    run.save("results.csv", results, "evaluation")
-    run.save("differences.csv", DIFFERENCES.assign(run=run.id), "evaluation")
-    committed = RESULTS["run"].iloc[0]
-    (run.folder / "notebooks").mkdir()
-    for path, took in zip(PATHS, SECONDS["seconds"], strict=True):
-        content = nbformat.reads(path.read_text().replace(committed, run.id), as_version=4)
-        content.metadata["seconds"] = took
-        nbformat.write(content, run.folder / "notebooks" / path.name)
-    root = tmp_path / "repository"
-    root.mkdir()
-    places = "\n".join(f"{a}\nof last time\n{b}" for a, b in ((START, END), SUMMARY, MAP))
-    (root / "README.md").write_text(f"before\n{places}\nafter\n")
+    """A run that looks finished, and a repository of six small notebooks to publish it to."""
+    run, root = start_run("wikipedia"), tmp_path / "repository"
+    run.save("results.csv", RESULTS.assign(run=run.id))
+    run.save("differences.csv", DIFFERENCES.assign(run=run.id))
+    run.save("demo.csv", pd.DataFrame({"dim": [8], "title": ["Steam engine"]}))
+    for folder in (root / "notebooks", run.folder / "notebooks"):
+        folder.mkdir(parents=True)
+    for name, seconds in zip(NOTEBOOKS, SECONDS["seconds"], strict=True):
+        nbformat.write(source(name), root / "notebooks" / f"{name}.ipynb")
+        done = source(f"{name}, in older words")
+        done.metadata["seconds"] = seconds
+        for number, cell in enumerate(code_cells(done), start=1):
+            cell.execution_count = number
+            cell.outputs = [new_output("stream", text=f"{number}: run {run.id}")]
+        nbformat.write(done, run.folder / "notebooks" / f"{name}.ipynb")
+    marks = (f"<!-- {name}: {end} -->" for name in ("results", "map") for end in ("start", "end"))
+    (root / "README.md").write_text("before\n{}\nold\n{}\n{}\nold\n{}\nafter\n".format(*marks))
     return run, root
 
 
-def test_publishing_renews_readme_table_figure_and_notebooks(tmp_path, runs):
-    run, root = finished(tmp_path, runs)
-    publish(run, root)
+def test_publishing_renews_notebooks_tables_figure_and_readmes(finished):
+    run, root = finished
+    # An address in the first cell doesn't make outputs stale.
+    first = root / "notebooks" / "01_setup.ipynb"
+    first.write_text(first.read_text().replace('= \\"\\"', '= \\"https://a.b\\"'))
+    written = publish(run, root)
+    assert len(written) == len({*written}) == len([path for path in written if path.is_file()])
+    for name in NOTEBOOKS:
+        notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
+        assert notebook.metadata["matryoshka"]["run"] == run.id
+        assert "seconds" not in notebook.metadata
+        assert notebook.cells[0].source == f"# {name}", "the text as it is now"
+        assert text_of(outputs(notebook)[1]) == f"2: run {run.id}"
+    assert "https://a.b" in first.read_text()
+    results = root / "results"
+    assert {*pd.read_csv(results / "wikipedia.csv")["run"]} == {run.id}
+    assert pd.read_csv(results / "wikipedia_seconds.csv")["seconds"].equals(SECONDS["seconds"])
+    assert pd.read_csv(results / "demo.csv")["title"].tolist() == ["Steam engine"]
+    assert PIL.Image.open(results / "wikipedia.png").text["Description"] == run.id
     text = (root / "README.md").read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "of last time" not in text
-    assert run.id in text
-    assert pd.read_csv(root / "results" / "wikipedia.csv")["run"].unique().item() == run.id
-    assert (root / "results" / "wikipedia.png").stat().st_size > 10_000
-    seconds = pd.read_csv(root / "results" / "wikipedia_seconds.csv")
-    assert seconds["seconds"].tolist() == SECONDS["seconds"].tolist()
-    assert seconds["run"].unique().item() == run.id
-    for path in sorted((root / "notebooks").glob("*.ipynb")):
-        metadata = nbformat.read(path, as_version=4).metadata
-        assert metadata["matryoshka"]["run"] == run.id
-        assert "seconds" not in metadata
+    assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text
+    minutes = SECONDS["seconds"] / 60
+    assert f"| [04_training](notebooks/04_training.ipynb) | {TAKEAWAYS['04_training']} | " in text
+    assert f"| all six |  | {minutes.sum():.1f} |" in text
+    assert f"{SCORE['tuned', 64]:.3f}" in text
+    assert run.id in (results / "README.md").read_text()
+
+
+def edit(change):
+    """Change the executed notebook 3."""
+
+    def damage(run):
+        path = run.folder / "notebooks" / "03_baseline.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        change(code_cells(notebook)[1], notebook)
+        nbformat.write(notebook, path)
+
+    return damage
+
+
+def other_results(name):
+    return lambda run: run.save(name, run.load(name).assign(run="another"))
+
+
+def untrained(run):
+    path = run.folder / "notebooks" / "04_training.ipynb"
+    path.write_text(re.sub(r'"seconds": [\d.]+', '"seconds": 1.0', path.read_text()))
 
 
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda path: path.unlink(), "is missing"),
-        (lambda path: path.write_text(path.read_text().replace("print(", "print( ")), "other code"),
-        (lambda path: path.write_text(path.read_text().replace("T", "X")), "is not of run"),
+        (lambda run: (run.folder / "notebooks" / "03_baseline.ipynb").unlink(), "is missing"),
+        (lambda run: run.path("results.csv").unlink(), r"results\.csv is missing"),
+        (edit(lambda cell, _: cell.update(source="2")), "was made from other code"),
+        (edit(lambda cell, _: cell.update(execution_count=None)), "from first cell to last"),
+        (edit(lambda cell, _: cell.outputs.append(new_output("error"))), "stopped at an error"),
+        (edit(lambda _, notebook: [c.update(outputs=[]) for c in code_cells(notebook)]), "of run"),
+        (edit(lambda _, notebook: notebook.metadata.pop("seconds")), "wasn't timed"),
+        (other_results("results.csv"), "got results of another"),
+        (other_results("differences.csv"), "got results of another"),
+        (untrained, "timed without its trainings"),
     ],
 )
-def test_a_run_that_does_not_belong_together_is_not_published(tmp_path, runs, damage, said):
-    run, root = finished(tmp_path, runs)
-    damage(run.folder / "notebooks" / "03_baseline.ipynb")
-    before = (root / "README.md").read_text()
+def test_a_run_that_does_not_belong_together_is_not_published(finished, damage, said):
+    run, root = finished
+    before = {path: path.read_bytes() for path in root.rglob("*.*")}
+    damage(run)
     with pytest.raises(ArtifactError, match=said) as error:
         publish(run, root)
     assert "python -m helpers.run wikipedia" in str(error.value)
-    assert (root / "README.md").read_text() == before
+    assert {path: path.read_bytes() for path in root.rglob("*.*")} == before
+
+
+def test_a_readme_without_a_place_for_the_tables_stops_it(finished):
+    run, root = finished
+    (root / "README.md").write_text("nothing here")
+    with pytest.raises(ValueError, match=r"README\.md has no place for the map"):
+        publish(run, root)
     assert not (root / "results").exists()
-
-
-def test_a_notebook_that_stopped_half_way_is_not_published(tmp_path, runs):
-    run, _ = finished(tmp_path, runs)
-    path = run.folder / "notebooks" / "06_deployment.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    for cell in [cell for cell in notebook.cells if cell.cell_type == "code"][5:]:
-        cell.outputs, cell.execution_count = [], None
-    nbformat.write(notebook, path)
-    with pytest.raises(ArtifactError, match="was not run from first cell to last"):
-        executed_notebooks(run)
-
-
-@pytest.mark.parametrize("name", ["results", "differences"])
-def test_results_of_another_run_are_not_published(tmp_path, runs, name):
-    run, root = finished(tmp_path, runs)
-    table = run.load(f"{name}.csv", "evaluation", "05_evaluation").assign(run="another")
-    run.save(f"{name}.csv", table, "evaluation")
-    with pytest.raises(ArtifactError, match="the results are of run another"):
-        publish(run, root)
-
-
-def test_a_failed_notebook_is_not_published(tmp_path, runs):
-    run, _ = finished(tmp_path, runs)
-    path = run.folder / "notebooks" / "02_data.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    next(c for c in notebook.cells if c.cell_type == "code").outputs.append(
-        nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])
-    )
-    nbformat.write(notebook, path)
-    with pytest.raises(ArtifactError, match="stopped at an error"):
-        executed_notebooks(run)
-
-
-def test_an_unfinished_run_is_not_published(runs, tmp_path):
-    run = open_run("smoke", "05_evaluation", quiet=True)
-    with pytest.raises(ArtifactError, match=r"results\.csv is missing"):
-        publish(run, tmp_path)
-
-
-def test_times_without_the_trainings_are_not_published(tmp_path, runs):
-    run, root = finished(tmp_path, runs)
-    path = run.folder / "notebooks" / "04_training.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    notebook.metadata["seconds"] = RESULTS.drop_duplicates("model")["train_seconds"].sum() - 1
-    nbformat.write(notebook, path)
-    with pytest.raises(ArtifactError, match="timed without its trainings; delete"):
-        publish(run, root)
-    notebook.metadata.pop("seconds")
-    nbformat.write(notebook, path)
-    with pytest.raises(ArtifactError, match="04_training was not timed"):
-        publish(run, root)
-
-
-def test_a_readme_without_a_place_for_results():
-    with pytest.raises(ValueError, match=r"README\.md lacks"):
-        replace_section("nothing here", "x")
-
-
-def test_outputs_do_not_change_the_hash_of_the_code_but_code_does(notebook):
-    changed = copy.deepcopy(notebook)
-    cell = next(c for c in changed.cells if c.cell_type == "code")
-    cell.outputs = []
-    assert code_sha256(changed) == code_sha256(notebook)
-    cell.source += "\npass"
-    assert code_sha256(changed) != code_sha256(notebook)
-
-
-SEARCH = pd.read_csv(ROOT / "results" / "search.csv")
-
-
-def searched(method, num_vectors, full_dim):
-    """A method's row for one query on one core."""
-    rows = SEARCH[(SEARCH["threads"] == 1) & (SEARCH["batch"] == 1)]
-    rows = rows[(rows["num_vectors"] == num_vectors) & (rows["full_dim"] == full_dim)]
-    return rows.set_index("method").loc[method]
-
-
-def test_the_readme_shows_the_searches_that_were_timed():
-    assert readme_search(SEARCH) in (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def test_what_the_searches_find_is_of_the_published_model():
-    assert set(SEARCH["preset"]) == {"wikipedia"}
-    deployment = nbformat.read(PATHS[-1], as_version=4)
-    said = "\n".join(text_of(output) for output in outputs(deployment))
-    assert f"tuned, fingerprint {SEARCH['model'].unique().item()}" in said
-
-
-@pytest.mark.parametrize(("full_dim", "times"), [(384, 8), (768, 12)])
-def test_the_int8_funnel_is_as_fast_and_small_as_it_was_meant_to_be(full_dim, times):
-    row = searched("funnel_int8", 100_000, full_dim)
-    assert row["ratio_to_exact_full"] >= times
-    assert row["hot_bytes_per_vector"] <= 64
-    assert searched("funnel_int8", 9_995, 384)["recall@10"] >= 0.99
-
-
-def test_the_short_exact_scan_is_near_the_bandwidth():
-    row = searched("exact_64", 100_000, 384)
-    assert row["ms_per_query"] <= 2 * row["floor_ms"]
-
-
-def test_the_searches_that_the_tables_need_are_there():
-    sizes = SEARCH.groupby("full_dim")["num_vectors"].unique()
-    assert set(sizes[384]) == {9_995, 100_000, 1_000_000}
-    assert set(sizes[768]) == {100_000, 1_000_000}
-    assert set(SEARCH["batch"]) == {1, 100}
-    for (full_dim, *_), rows in SEARCH.groupby(["full_dim", "num_vectors", "threads", "batch"]):
-        assert [*rows["method"]] == [*methods(64, full_dim)]

@@ -1,6 +1,5 @@
-"""The command that runs the notebooks: what it prints, keeps and says when something fails."""
+"""The main command: what it runs, prints and keeps, and what it says when something fails."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,180 +8,160 @@ import nbformat
 import pandas as pd
 import psutil
 import pytest
-from nbclient.exceptions import CellExecutionError
 
-from helpers import run as runner
-from helpers.artifacts import NOTEBOOKS, open_run
-from helpers.config import ROOT
-from helpers.run import main, run_notebook, tidy
-
-
-def write(path, *sources):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
-    nbformat.write(notebook, path)
+from helpers import run as module
+from helpers.config import PRESETS, ROOT
+from helpers.run import main
+from helpers.runs import NOTEBOOKS, start_run
 
 
-def test_it_prints_cells_and_what_they_print_and_saves_outputs(tmp_path, capsys):
-    write(tmp_path / "a.ipynb", "print('so far')\nx = 1", "x + 1")
-    run_notebook(tmp_path / "a.ipynb", tmp_path / "out" / "a.ipynb")
-    said = capsys.readouterr().out
-    assert "cell  1 of 2  print('so far')" in said
-    assert "    so far" in said
-    cells = nbformat.read(tmp_path / "out" / "a.ipynb", as_version=4).cells
-    assert cells[1].outputs[0]["data"]["text/plain"] == "2"
-    assert [cell.execution_count for cell in cells] == [1, 2]
-    took = nbformat.read(tmp_path / "out" / "a.ipynb", as_version=4).metadata["seconds"]
-    assert 0 < took < 60
+@pytest.fixture(autouse=True)
+def another_preset(runs, monkeypatch):
+    """What is typed counts, whatever the environment says."""
+    monkeypatch.setenv("MATRYOSHKA_PRESET", "msmarco")
 
 
-def test_long_silence_is_broken(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runner, "SILENCE", 0.5)
-    write(tmp_path / "a.ipynb", "import time; time.sleep(3)")
-    run_notebook(tmp_path / "a.ipynb", tmp_path / "b.ipynb")
-    assert "still at work" in capsys.readouterr().out
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes a notebook of these cells in place of the first one."""
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+
+    def written(*sources):
+        cells = [nbformat.v4.new_markdown_cell("# A title")]
+        cells += [nbformat.v4.new_code_cell(source) for source in sources]
+        (tmp_path / "notebooks").mkdir()
+        notebook = nbformat.v4.new_notebook(cells=cells)
+        nbformat.write(notebook, tmp_path / "notebooks" / "01_setup.ipynb")
+
+    return written
 
 
-def test_a_failing_notebook_is_kept_as_far_as_it_came(tmp_path):
-    write(tmp_path / "a.ipynb", "print('before')", "1 / 0", "print('after')")
-    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
-        run_notebook(tmp_path / "a.ipynb", tmp_path / "b.ipynb")
-    cells = nbformat.read(tmp_path / "b.ipynb", as_version=4).cells
-    assert cells[0].outputs[0]["text"] == "before\n"
-    assert cells[1].outputs[0]["ename"] == "ZeroDivisionError"
-    assert cells[2].outputs == []
+@pytest.fixture
+def seen(monkeypatch):
+    """The notebooks that would have run, in order, each with its preset."""
+    found = []
+    monkeypatch.setattr(
+        module, "run_notebook", lambda source, target, choice: found.append((source.stem, choice))
+    )
+    return found
 
 
-def test_a_failing_cell_ends_the_run_with_its_message(runs, monkeypatch, tmp_path, capsys):
-    (tmp_path / "notebooks").mkdir()
-    write(tmp_path / "notebooks" / "01_setup.ipynb", "raise ValueError('no such thing')")
-    monkeypatch.setattr(runner, "ROOT", tmp_path)
+def kept(runs):
+    notebook = nbformat.read(runs / "smoke" / "notebooks" / "01_setup.ipynb", as_version=4)
+    return notebook, [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_it_prints_each_cell_and_what_it_prints_and_keeps_the_notebook(runs, write, capsys):
+    write("\nprint('so far')\nx = 1", "import os\nprint(os.environ['MATRYOSHKA_PRESET'])", "x + 1")
+    assert main(["smoke", "--until", "01_setup"]) == 0
+    lines = [line.split("s  ", 1)[1] for line in capsys.readouterr().out.splitlines()[:5]]
+    assert lines == [
+        "cell  1 of 3  print('so far')",
+        "    so far",
+        "cell  2 of 3  import os",
+        "    smoke",
+        "cell  3 of 3  x + 1",
+    ]
+    notebook, cells = kept(runs)
+    assert [cell.execution_count for cell in cells] == [1, 2, 3]
+    assert cells[2].outputs[0]["data"]["text/plain"] == "2"
+    assert 0 < notebook.metadata["seconds"] < 60
+
+
+def test_a_cell_that_fails_ends_the_run_with_its_message(runs, write, capsys):
+    write("print('before')", "raise ValueError('no such thing')", "print('after')")
     assert main(["smoke"]) == 1
     said = capsys.readouterr().out
     assert "01_setup stopped at a cell that failed" in said
-    assert "ValueError: no such thing" in said
+    assert "ValueError: no such thing" in said and "\x1b" not in said
+    assert "smoke/notebooks/01_setup.ipynb" in said
+    _, cells = kept(runs)
+    assert [len(cell.outputs) for cell in cells] == [1, 1, 0]
 
 
-MAIN_WITH_ROOT = (
-    "import sys; from pathlib import Path; import helpers.run as r;"
-    "r.ROOT = Path(sys.argv[1]); sys.exit(r.main(['smoke']))"
-)
+def test_a_kernel_that_dies_ends_the_run(runs, write, capsys):
+    write("import os\nos._exit(1)")  # as when memory runs out
+    assert main(["smoke"]) == 1
+    assert "01_setup stopped at a cell that failed:\nKernel died" in capsys.readouterr().out
+
+
+MAIN_IN = """
+import sys; from pathlib import Path; import helpers.run as module
+module.ROOT = Path(sys.argv[1]); print("begin", flush=True); sys.exit(module.main(["smoke"]))
+"""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_that_it_goes_on_and_leaves_no_process(runs, tmp_path, number):
-    (tmp_path / "notebooks").mkdir()
-    write(tmp_path / "notebooks" / "01_setup.ipynb", "print('asleep')\nimport time; time.sleep(60)")
-    process = subprocess.Popen(
-        [sys.executable, "-c", MAIN_WITH_ROOT, str(tmp_path)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    said = ""
-    while "    asleep" not in said:
-        line = process.stdout.readline()
-        assert line, said
-        said += line
+def test_ctrl_c_ends_in_one_line_and_leaves_no_process(runs, write, tmp_path):
+    write("print('asleep')\nimport time; time.sleep(60)")
+    command = [sys.executable, "-c", MAIN_IN, str(tmp_path)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
+    process = subprocess.Popen(command, **options)
+    said = [process.stdout.readline()]
+    while "    asleep" not in said[-1]:
+        said.append(process.stdout.readline())
+        assert said[-1], said
     kernels = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(number)
-    rest, _ = process.communicate(timeout=30)
-    assert process.returncode == 130, rest
-    assert "The same command goes on from here" in rest
-    assert "Traceback" not in rest
+    assert kernels
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    line = "Interrupted. The same command goes on from here; finished work is kept."
+    assert (process.returncode, rest.strip()) == (130, line)
     assert psutil.wait_procs(kernels, timeout=10)[1] == []
-    assert (runs / "smoke" / "notebooks" / "01_setup.ipynb").is_file()
+    assert kept(runs)
 
 
-@pytest.mark.parametrize("error", [CellExecutionError("", "KeyboardInterrupt", ""), None])
-def test_an_interrupt_counts_whatever_the_cell_says(tmp_path, monkeypatch, error):
-    """The kernel may still answer that its cell failed, or the last cell may be through."""
-
-    def execute(watcher, **options):
-        watcher.interrupt()
-        if error:
-            raise error
-
-    monkeypatch.setattr(runner.Watcher, "execute", execute)
-    write(tmp_path / "a.ipynb", "1")
-    with pytest.raises(KeyboardInterrupt):
-        run_notebook(tmp_path / "a.ipynb", tmp_path / "out" / "a.ipynb")
-    assert (tmp_path / "out" / "a.ipynb").is_file()
-
-
-def test_a_finished_run_prints_the_tables_and_where_things_lie(runs, monkeypatch, capsys):
-    seen = []
-    monkeypatch.setattr(
-        runner, "run_notebook", lambda source, target, preset: seen.append((source.stem, preset))
-    )
+def test_a_finished_run_ends_with_a_result_to_share(seen, monkeypatch, capsys):
     rows = [(m, d, 0.25 + d / 1000, 0.5) for m in ("base", "mnrl", "tuned") for d in (64, 384)]
     results = pd.DataFrame(rows, columns=["model", "dim", "mrr@10", "recall@10"])
     more = {"num_queries": 80, "num_passages": 600, "train_seconds": 12.3}
-    run = open_run("smoke", "05_evaluation", quiet=True)
-    run.save("results.csv", results.assign(**more), "evaluation")
+    monkeypatch.setenv("MATRYOSHKA_PRESET", "smoke")
+    run = start_run("smoke")
+    run.save("results.csv", results.assign(**more))
     assert main(["smoke"]) == 0
-    said = capsys.readouterr().out
     assert seen == [(name, "smoke") for name in NOTEBOOKS]
-    parts = ("0.314", "0.634", "Recall@10", "80 test queries, 600 passages", run.id, "release")
-    for part in (*parts, "trained in 12 s", str(run.machine), "sentence-transformers 6"):
+    said = capsys.readouterr().out
+    for part in ("### smoke: ", "0.314", "Recall@10", run.id, "smoke/release", "smoke/notebooks"):
         assert part in said
 
 
-def test_one_notebook_alone_and_an_empty_choice(runs, monkeypatch, capsys):
-    seen = []
-    monkeypatch.setattr(
-        runner, "run_notebook", lambda source, target, preset: seen.append(source.stem)
-    )
-    assert main(["smoke", "--from", "02_data", "--until", "03_baseline"]) == 0
-    assert seen == ["02_data", "03_baseline"]
-    with pytest.raises(SystemExit):
-        main(["smoke", "--from", "03_baseline", "--until", "02_data"])
-    assert "--from 03_baseline comes after --until 02_data" in capsys.readouterr().err
+def test_some_notebooks_run_alone_on_a_file_of_ones_own(seen, tmp_path, monkeypatch):
+    (tmp_path / "mine.toml").write_text('preset = "smoke"\n')
+    monkeypatch.chdir(tmp_path)
+    assert main(["mine.toml", "--from", "02_data", "--until", "03_baseline"]) == 0
+    choice = str(tmp_path / "mine.toml")  # notebooks run in a folder of their own
+    assert seen == [("02_data", choice), ("03_baseline", choice)]
 
 
-def test_running_leaves_the_environment_as_it_was(runs, monkeypatch, tmp_path):
-    (tmp_path / "notebooks").mkdir()
-    source = "import os; assert os.environ['MATRYOSHKA_PRESET'] == 'smoke'"
-    write(tmp_path / "notebooks" / "01_setup.ipynb", source)
-    monkeypatch.setattr(runner, "ROOT", tmp_path)
-    before = dict(os.environ)
-    assert main(["smoke", "--until", "01_setup"]) == 0
-    assert dict(os.environ) == before
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["wiki"], "preset is 'wiki': expected wikipedia, "),
+        (["nowhere.toml"], "there is no configuration file"),
+        (["smoke", "--from", "7"], "invalid choice: '7' (choose from"),
+        (["smoke", "--from", "03_baseline", "--until", "02_data"], "comes after --until 02_data"),
+        ([], "arguments are required: preset"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_anything_runs(runs, seen, capsys, arguments, said):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not seen and not runs.exists()
 
 
-@pytest.mark.parametrize("name", ["wiki", "nowhere.toml"])
-def test_a_wrong_preset_is_refused_before_anything_runs(runs, name, capsys):
-    with pytest.raises(SystemExit):
-        main([name])
-    assert name in capsys.readouterr().err
-    assert not runs.exists()
-
-
-def test_a_model_that_the_hub_lacks_is_said_without_a_traceback(runs, hub, tmp_path, capsys):
+def test_a_model_that_the_hub_lacks_is_an_error_without_traceback(hub, seen, tmp_path, capsys):
     path = tmp_path / "mine.toml"
     path.write_text('preset = "smoke"\nmodel = "owner/nothing"\n')
     with pytest.raises(SystemExit):
         main([str(path)])
-    assert "does not give the model owner/nothing" in capsys.readouterr().err
+    assert "owner/nothing" in capsys.readouterr().err
 
 
-def test_a_later_notebook_without_its_artefacts_names_the_earlier_one(runs, monkeypatch):
-    monkeypatch.setenv("MATRYOSHKA_PRESET", "smoke")
-    with pytest.raises(CellExecutionError, match=r"Run notebooks/04_training.ipynb first"):
-        run_notebook(ROOT / "notebooks" / "06_deployment.ipynb", runs / "06.ipynb")
-
-
-def test_progress_bars_and_times_are_taken_out():
-    bar = nbformat.v4.new_output("stream", name="stderr", text="\r 10%|# | 1/10\r100%|##| 10/10\n")
-    widget = nbformat.v4.new_output(
-        "display_data", data={"application/vnd.jupyter.widget-view+json": {}, "text/plain": ""}
-    )
-    warning = nbformat.v4.new_output("stream", name="stderr", text="UserWarning: look here\n")
-    cell = nbformat.v4.new_code_cell("x", outputs=[bar, widget, warning])
-    cell.metadata["execution"] = {"iopub.execute_input": "now"}
-    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {}})
-    tidy(notebook)
-    assert cell.outputs == [warning]
-    assert "execution" not in cell.metadata
-    assert "widgets" not in notebook.metadata
+def test_help_names_presets_and_notebooks(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert all(name in said for name in (*PRESETS, *NOTEBOOKS))

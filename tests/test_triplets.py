@@ -1,48 +1,69 @@
-"""Which rows are kept, how the others are counted, and what a reader's own file gives."""
+"""Which rows are kept, how the others are counted, and the collection that is made of them."""
 
 import json
 import re
-from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from helpers.artifacts import open_run
-from helpers.collection import collect
 from helpers.config import PRESETS, from_toml
-from helpers.triplets import Gathered, gather, normalise, open_source
-from tests.test_files import write
+from helpers.runs import ArtifactError, start_run
+from helpers.triplets import (
+    SPLITS,
+    TripletFilter,
+    collect,
+    gather,
+    load_data,
+    normalise,
+    stream_rows,
+)
+from tests.test_sources import write
 
+SMOKE = PRESETS["smoke"]
 LONG = "a passage with more than enough words to be kept by every rule that there is here"
+QUERY = "what is this about"
 
 
-def row(query="what is this about", positive=LONG, **more):
+def row(query=QUERY, positive=LONG, **more):
     return {"query": query, "positive": positive, **more}
 
 
-def gathered(rows, **changes):
-    found = Gathered(replace(PRESETS["smoke"], **changes))
-    for given in rows:
-        found.add(given)
-    return found
+def numbered(count, **more):
+    return [
+        row(f"query number {i}", f"{LONG} {i}", negative=f"no {i}") | more for i in range(count)
+    ]
+
+
+def kept_of(rows, **changes):
+    kept = TripletFilter(SMOKE.replace(**changes))
+    for one in rows:
+        kept.add(one)
+    return kept
+
+
+# --- What is kept ---
 
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ({"positive": None}, "dropped: passage not a string"),
-        ({"positive": 3}, "dropped: passage not a string"),
-        ({"positive": "  "}, "dropped: passage empty"),
-        ({"positive": "too few words"}, "dropped: passage too short"),
-        ({"negative": LONG.upper()}, "dropped: negative is the positive"),
-        ({"positive": "half a sign \ud800"}, "dropped: passage not valid Unicode"),
-        ({"unreadable": "not valid JSON"}, "dropped: not valid JSON"),
+        ({"positive": None}, "passage not a string"),
+        ({"positive": 3}, "passage not a string"),
+        ({"positive": "  "}, "passage empty"),
+        ({"positive": "too few words"}, "passage too short"),
+        ({"negative": LONG.upper()}, "negative is the positive"),
+        ({"positive": "half a sign \ud800"}, "passage not valid Unicode"),
+        ({"unreadable": "not valid JSON"}, "not valid JSON"),
     ],
 )
 def test_a_bad_row_is_dropped_and_counted_with_its_place(bad, reason):
-    found = gathered([row(place="line 1") | bad, row(place="line 2")])
-    assert [r["positive"] for r in found.rows] == [LONG]
-    assert found.counts == {reason: 1, "kept: a new query": 1}
-    assert found.places == {reason: ["line 1"]}
+    rows = [row(place=f"line {i}") | bad for i in range(5)] + [row(place="line 5")]
+    kept = kept_of(rows)
+    assert [r["positive"] for r in kept.rows] == [LONG]
+    assert kept.counts == {f"dropped: {reason}": 5, "kept: a new query": 1}
+    assert kept.table().loc[f"dropped: {reason}"].tolist() == [5, "line 0, line 1, line 2"]
+    assert kept.num_read == 6
 
 
 @pytest.mark.parametrize(
@@ -56,85 +77,170 @@ def test_a_bad_row_is_dropped_and_counted_with_its_place(bad, reason):
     ],
 )
 def test_a_bad_query_is_counted_and_its_passage_stays(change, reason):
-    found = gathered([row(**change), row(**change)])
-    assert [(r["query"], r["positive"]) for r in found.rows] == [(None, LONG)]
-    assert found.counts == {
+    kept = kept_of([row(**change), row(**change)])
+    assert [(r["query"], r["positive"]) for r in kept.rows] == [(None, LONG)]
+    assert kept.counts == {
         f"kept: passage alone, {reason}": 1,
         f"dropped: passage seen before, {reason}": 1,
     }
 
 
-def test_a_row_without_the_columns_is_counted():
-    found = gathered([{"text": LONG}])
-    assert found.counts == {"dropped: passage not a string": 1}
+@pytest.mark.parametrize("unseen", ["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad"])
+def test_texts_that_look_alike_are_one(unseen):
+    kept = kept_of([row(), row("what is th" + unseen + "is about", unseen + LONG)])
+    assert kept.counts["dropped: query and passage seen before"] == 1
+    assert normalise("  Straße\tⅣ " + unseen) == normalise("STRASSE iv")
 
 
-def test_only_the_first_places_are_kept():
-    found = gathered([row(positive="", place=f"line {i}") for i in range(9)])
-    assert found.places["dropped: passage empty"] == ["line 0", "line 1", "line 2"]
-    assert found.table().loc["dropped: passage empty"].tolist() == [9, "line 0, line 1, line 2"]
-
-
-def test_equal_texts_become_one_and_a_query_keeps_all_its_passages():
+def test_equal_passages_share_one_id_and_a_query_keeps_all_of_them():
     other = LONG + " indeed"
-    found = gathered(
-        [
-            row("Who Was  That man"),
-            row("who was that MAN", other),
-            row("a third query", LONG.upper()),
-            row("WHO was that man", LONG.title()),
-            *(row(f"query number {i}", f"{LONG} {i}") for i in range(3)),
-        ],
-        num_dev=1,
-        num_test=1,
-        batch_size=2,
-    )
-    kept = found.rows[:3]
-    assert [r["query"] for r in kept] == ["Who Was  That man", "Who Was  That man", "a third query"]
-    assert [r["positive"] for r in kept] == [LONG, other, LONG]
-    assert found.counts["dropped: query and passage seen before"] == 1
-    data = collect(found)
+    rows = [
+        row("Who Was  That man"),
+        row("who was that MAN", other, negative="only the first negative counts"),
+        row("a third query", LONG.upper()),
+        row("WHO was that man", LONG.title()),
+        *(row(f"query number {i}", f"{LONG} {i}") for i in range(3)),
+    ]
+    kept = kept_of(rows, num_dev=1, num_test=1, batch_size=2)
+    first = [(r["query"], r["positive"]) for r in kept.rows[:3]]
+    assert first == [
+        ("Who Was  That man", LONG),
+        ("Who Was  That man", other),
+        ("a third query", LONG),
+    ]
+    assert kept.counts["dropped: query and passage seen before"] == 1
+    data = collect(kept)
     assert len(data.passages) == 5
     assert data.qrels[data.qrels["query"] == 0]["passage"].tolist() == [0, 1]
     assert data.qrels[data.qrels["query"] == 1]["passage"].tolist() == [0]
 
 
-def test_normalise_folds_case_space_and_unicode_form():
-    assert normalise("  Straße\tⅣ ") == normalise("STRASSE iv")
+def test_once_there_are_enough_queries_further_passages_are_distractors():
+    sizes = {"num_test": 2, "num_dev": 2, "max_train": 4, "num_distractors": 3, "batch_size": 4}
+    kept = kept_of(numbered(8), **sizes)
+    assert kept.missing() == "3 distractors"
+    for one in numbered(10)[8:]:
+        kept.add(one)
+    assert kept.missing() == ""
+    assert kept.counts == {"kept: a new query": 8, "kept: passage alone, a distractor": 2}
+    data = collect(kept)
+    assert (len(data.queries), len(data.passages)) == (8, 20)
 
 
-@pytest.mark.parametrize("unseen", ["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad"])
-def test_texts_that_look_alike_are_one(unseen):
-    rows = [row(), row(query="what is th" + unseen + "is about", positive=unseen + LONG)]
-    found = gathered(rows)
-    assert found.counts["dropped: query and passage seen before"] == 1
+QUERIES = st.sampled_from([None, "", "query number 1", " Query  NUMBER 1", "query number 2", "no"])
+PASSAGES = st.sampled_from([None, 7, "short", *(f"{LONG}{end}" for end in ("", "\u200b", " 1"))])
 
 
-def test_every_row_is_counted_once():
-    found = gathered([row(), row(), row(query=""), row(positive=""), {"unreadable": "x"}])
-    assert found.num_read == 5
-    assert len(found.rows) == sum(n for what, n in found.counts.items() if what.startswith("kept"))
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.builds(row, QUERIES, PASSAGES, negative=PASSAGES)))
+def test_whatever_the_rows_each_is_counted_once_and_the_collection_is_sound(rows):
+    rows = [*rows, *numbered(9)]
+    kept = kept_of(rows, num_dev=2, num_test=2, batch_size=2)
+    assert kept.num_read == len(rows)
+    assert sum(n for what, n in kept.counts.items() if what.startswith("kept")) == len(kept.rows)
+    data = collect(kept)
+    assert data.passages["text"].map(normalise).is_unique
+    assert data.queries["text"].map(normalise).is_unique
+    assert data.training_rows()["query"].is_unique
+    texts = data.passages["text"].loc[data.qrels["passage"]]
+    negatives = data.queries["negative"].loc[data.qrels["query"]]
+    assert not any(a == b for a, b in zip(texts, negatives, strict=True))
 
 
-def test_a_negative_that_answers_its_own_query_elsewhere_is_no_negative():
+# --- The collection ---
+
+
+@pytest.fixture(scope="module")
+def wikipedia():
+    kept = TripletFilter(PRESETS["wikipedia"])
+    for one in stream_rows(PRESETS["wikipedia"]):
+        kept.add(one)
+    return collect(kept), kept.counts
+
+
+def test_wikipedia_has_the_expected_size(wikipedia):
+    data, counts = wikipedia
+    assert len(data.passages) == 9995
+    sizes = {"train": 6759, "dev": 1000, "test": 1000}
+    assert data.queries["split"].value_counts().to_dict() == sizes
+    assert sum(n for what, n in counts.items() if what.startswith("kept")) == 9995
+    assert counts["kept: a new query"] == len(data.queries)
+
+
+@pytest.mark.parametrize("title", ["Computer", "Steam engine", "Monkey"])
+def test_an_article_that_says_may_refer_to_is_kept(wikipedia, title):
+    data, _ = wikipedia
+    (text,) = data.passages.loc[data.passages["title"] == title, "text"]
+    assert "may refer to" in text
+
+
+def test_no_query_is_in_two_splits_and_no_passage_is_there_twice(wikipedia):
+    data, _ = wikipedia
+    assert data.queries["text"].map(normalise).is_unique
+    assert data.passages["text"].map(normalise).is_unique
+    for name in SPLITS:
+        queries, relevant = data.split(name)
+        assert len(queries) == len(relevant) > 0
+        assert all(relevant)
+        assert max(map(max, relevant)) < len(data.passages)
+
+
+def test_training_rows_are_one_a_training_query_and_nothing_else(wikipedia):
+    data, _ = wikipedia
+    rows = data.training_rows()
+    assert list(rows.columns) == ["query", "positive"]
+    queries, relevant = data.split("train")
+    assert rows["query"].tolist() == queries
+    assert data.train_passages() == sorted({id for ids in relevant for id in ids})
+    assert {*rows["positive"]} <= {*data.passages["text"].iloc[data.train_passages()]}
+
+
+def small(rows=None, **changes):
+    sizes = {"num_dev": 3, "num_test": 4, "batch_size": 2} | changes
+    return collect(kept_of(rows or numbered(30), **sizes))
+
+
+def test_the_split_follows_its_seed_and_not_the_training_seed():
+    assert small().queries.equals(small(seed=7).queries)
+    assert not small().queries.equals(small(split_seed=7).queries)
+
+
+def test_a_smaller_training_set_leaves_dev_test_and_the_corpus_as_they_are():
+    fewer = small(max_train=5)
+    assert len(fewer.split("train")[0]) == 5
+    assert fewer.passages.equals(small().passages)
+    for name in ("dev", "test"):
+        assert fewer.split(name)[0] == small().split(name)[0]
+
+
+def test_the_sources_own_negatives_are_trained_on_and_are_in_the_corpus():
+    data = small([*numbered(20), *(one | {"negative": None} for one in numbered(30)[20:])])
+    rows = data.training_rows()
+    assert (rows["negative"].str[3:] == rows["query"].str[13:]).all()
+    assert {*rows["negative"]} <= {*data.passages["text"]}
+    train = data.queries[data.queries["split"] == "train"]
+    assert len(rows) == train["negative"].notna().sum() < len(train) == 23
+
+
+def test_a_negative_is_never_a_passage_that_answers_its_query():
     other = LONG + " indeed"
     rows = [row(negative=other), row(positive=other, negative="neither this nor that")]
-    rows += [row(f"query number {i}", f"{LONG} {i}", negative="none") for i in range(9)]
-    data = collect(gathered(rows, num_dev=1, num_test=1, batch_size=2))
-    first = data.queries[data.queries["text"] == row()["query"]]
-    assert first["negative"].isna().all()
+    data = small([*rows, *numbered(9)])
+    assert data.queries[data.queries["text"] == QUERY]["negative"].isna().all()
     assert data.queries["negative"].notna().sum() == 9
 
 
-def test_max_rows_stops_the_stream(runs, tmp_path, capsys):
-    path = tmp_path / "few.toml"
-    path.write_text('preset = "smoke"\nmax_rows = 7\n')
-    found = gather(open_run(str(path), "02_data", quiet=True))
-    assert found.num_read == 7
-    assert "read 7 rows; max_rows allows no more" in capsys.readouterr().out
+def test_what_notebook_2_saves_is_what_the_others_load(runs):
+    run, data = start_run("smoke"), small()
+    with pytest.raises(ArtifactError, match=r"passages\.parquet is missing"):
+        load_data(run)
+    for name in ("passages", "queries", "qrels"):
+        run.save(f"{name}.parquet", getattr(data, name))
+    for name in SPLITS:
+        assert load_data(run).split(name) == data.split(name)
 
 
-# A reader's own file.
+# --- A reader's own file ---
 
 OWN = [
     {
@@ -156,43 +262,21 @@ def own(tmp_path, name, more=NAMES, rows=OWN):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
-def test_a_file_of_each_kind_makes_a_collection(runs, tmp_path, suffix):
-    own(tmp_path, f"mine{suffix}", NAMES + 'negative_column = "wrong"\n')
-    run = open_run(str(tmp_path / "mine.toml"), "02_data", quiet=True)
-    data = collect(gather(run))
+def test_a_file_of_each_type_makes_a_collection(tmp_path, suffix, capsys):
+    experiment = own(tmp_path, f"mine{suffix}", NAMES + 'negative_column = "wrong"\n')
+    data = collect(gather(experiment))
+    assert "read 40 rows; the source has no more\n" in capsys.readouterr().out
     assert data.queries["split"].value_counts().to_dict() == {"train": 30, "dev": 5, "test": 5}
-    assert set(data.training_rows()["negative"]) <= {r["wrong"] for r in OWN}
+    assert {*data.training_rows()["negative"]} <= {one["wrong"] for one in OWN}
     assert len(data.passages) == 80
 
 
-def test_a_dataset_of_ones_own_on_the_hub(runs, tmp_path, hub):
-    """Lines of JSON, without a README: one is not valid."""
-    lines = [json.dumps({"anchor": r["question"], "positive": r["answer"]}) for r in OWN]
-    lines[2] = "not valid"
-    commit = hub.add("datasets", "owner/pairs", {"train.jsonl": "\n".join(lines).encode()})
-    path = tmp_path / "mine.toml"
-    path.write_text(TOML % "owner/pairs")
-    found = gather(open_run(str(path), "02_data", quiet=True))
-    assert found.places == {"dropped: not valid JSON": ["line 3 of train.jsonl"]}
-    assert len(collect(found).queries) == 39
-    assert any(commit in path for _, path, _ in hub.requests)
-
-
-@pytest.mark.parametrize("names", [("query", "positive"), ("anchor", "positive")])
-def test_usual_names_need_no_setting_and_pairs_have_no_negative(tmp_path, names):
-    rows = [dict(zip(names, (r["question"], r["answer"]), strict=True)) for r in OWN]
-    experiment = own(tmp_path, "mine.jsonl", "", rows)
-    rows = list(open_source(experiment))
-    assert rows[0]["query"] == OWN[0]["question"]
-    assert "negative" not in rows[0]
-
-
-def test_a_negative_that_the_first_line_lacks_is_found(tmp_path):
-    (tmp_path / "mine.jsonl").write_text(
-        '{"query": "a", "positive": "b"}\n{"query": "c", "positive": "d", "negative": "e"}\n'
-    )
-    rows = list(open_source(own(tmp_path, "mine.jsonl", "")))
-    assert [row["negative"] for row in rows] == [None, "e"]
+@pytest.mark.parametrize("query", ["query", "anchor"])
+def test_usual_names_need_no_setting_and_a_negative_may_come_late(tmp_path, query):
+    lines = [{query: "a", "positive": "b"}, {query: "c", "positive": "d", "negative": "e"}]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = list(stream_rows(own(tmp_path, "mine.jsonl", "")))
+    assert [(r["query"], r["negative"]) for r in rows] == [("a", None), ("c", "e")]
 
 
 @pytest.mark.parametrize(
@@ -205,56 +289,32 @@ def test_a_negative_that_the_first_line_lacks_is_found(tmp_path):
 )
 def test_a_missing_column_names_those_that_are_there(tmp_path, more, said):
     with pytest.raises(ValueError, match=re.compile(said, re.DOTALL)):
-        next(iter(open_source(own(tmp_path, "mine.csv", more))))
+        next(stream_rows(own(tmp_path, "mine.csv", more)))
 
 
-def test_bad_rows_of_a_file_are_counted_and_the_rest_is_used(runs, tmp_path):
-    lines = [json.dumps(r) for r in OWN]
+def test_bad_rows_of_a_file_are_counted_by_line_and_the_rest_is_used(tmp_path):
+    lines = [json.dumps(one) for one in OWN]
     lines[3] = lines[3][:-5]
     lines[8] = json.dumps({"question": "nothing else"})
     (tmp_path / "mine.jsonl").write_text("\n".join(lines))
-    own(tmp_path, "mine.jsonl")
-    found = gather(open_run(str(tmp_path / "mine.toml"), "02_data", quiet=True))
-    assert found.places == {
+    kept = gather(own(tmp_path, "mine.jsonl"))
+    assert kept.places == {
         "dropped: not valid JSON": ["line 4"],
         "dropped: passage not a string": ["line 9"],
     }
-    assert found.counts["kept: a new query"] == 38
+    assert kept.counts["kept: a new query"] == 38
+    assert gather(own(tmp_path, "mine.jsonl", NAMES + "max_rows = 7\n")).num_read == 7
 
 
-def test_too_few_rows_say_how_many_there_are_and_how_many_are_needed(runs, tmp_path):
-    own(tmp_path, "mine.csv", rows=OWN[:10])
-    found = gather(open_run(str(tmp_path / "mine.toml"), "02_data", quiet=True))
+def test_too_few_rows_say_how_many_there_are_and_how_many_are_needed(tmp_path):
+    kept = gather(own(tmp_path, "mine.csv", rows=OWN[:10]))
     with pytest.raises(ValueError, match="gives 10 queries, but 14 are needed: num_test 5, num_d"):
-        collect(found)
+        collect(kept)
 
 
-def test_a_file_that_changes_makes_other_data(tmp_path):
+def test_a_file_that_changes_makes_other_data_and_is_refused_in_the_middle_of_a_run(tmp_path):
     before = own(tmp_path, "mine.csv")
     write(tmp_path / "mine.csv", OWN[:20])
-    assert own(tmp_path, "mine.csv").up_to("data") != before.up_to("data")
-
-
-def test_a_file_that_changes_under_a_run_is_refused(tmp_path):
-    experiment = own(tmp_path, "mine.csv")
-    write(tmp_path / "mine.csv", OWN[:20])
     with pytest.raises(ValueError, match=r"mine\.csv has changed since this run began"):
-        next(iter(open_source(experiment)))
-
-
-def test_rules_of_the_presets_texts_are_not_those_of_others(tmp_path):
-    experiment = own(tmp_path, "mine.csv")
-    assert (experiment.min_query_words, experiment.min_passage_words) == (1, 1)
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    (tmp_path / "mine.toml").write_text(TOML % "nowhere.csv")
-    with pytest.raises(FileNotFoundError, match=r"mine\.toml: dataset is 'nowhere\.csv'"):
-        from_toml(tmp_path / "mine.toml")
-
-
-def test_a_file_of_another_kind_is_not_taken_for_a_dataset_of_the_hub(tmp_path):
-    (tmp_path / "mine.txt").write_text("what")
-    (tmp_path / "mine.toml").write_text(TOML % "mine.txt")
-    with pytest.raises(ValueError, match=r"'mine\.txt': it must end in \.jsonl, \.csv"):
-        from_toml(tmp_path / "mine.toml")
+        next(stream_rows(before))
+    assert own(tmp_path, "mine.csv").up_to("data") != before.up_to("data")

@@ -1,0 +1,106 @@
+"""The controls that need no training, and the interval and test of a difference."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from helpers.compare import bm25_ranking, mean_interval, paired_difference, svd_rotation
+from helpers.metrics import evaluate_truncated
+
+PASSAGES = [
+    "green apples and red apples grow on trees",
+    "the trees along the road",
+    "music for two pianos",
+]
+
+
+def test_bm25_ranks_by_shared_words_and_pads():
+    ranking = bm25_ranking(["apples on trees", "the Pianos", "quantum physics"], PASSAGES, k=5)
+    assert ranking.tolist() == [[0, 1, -1, -1, -1], [2, -1, -1, -1, -1], [-1] * 5]
+    assert bm25_ranking(["apples on trees"], PASSAGES, k=1).tolist() == [[0]]
+
+
+def test_bm25_refuses_passages_without_a_word():
+    with pytest.raises(ValueError, match="nothing but stop words"):
+        bm25_ranking(["a"], ["the", "of it"])
+
+
+@pytest.mark.parametrize("num_texts", [5, 200])
+def test_the_rotation_is_that_of_a_singular_value_decomposition(num_texts):
+    generator = torch.Generator().manual_seed(0)
+    texts = torch.randn(num_texts, 16, generator=generator) * torch.linspace(0.1, 3, 16) + 0.5
+    rotation = svd_rotation(texts)
+    assert torch.allclose(rotation.T @ rotation, torch.eye(16), atol=1e-5)
+    expected = torch.linalg.svd(texts.double()).Vh.T[:, : min(num_texts, 16)]
+    same = (rotation[:, : expected.shape[1]].double() * expected).sum(dim=0).abs()
+    assert same.tolist() == pytest.approx([1] * len(same), abs=1e-5)  # up to their signs
+
+
+def test_rotating_changes_nothing_at_full_size_and_helps_a_prefix():
+    generator = torch.Generator().manual_seed(1)
+    # Only the last dimensions tell passages apart, and a prefix sees them only once rotated.
+    scale = torch.cat([torch.full((8,), 0.01), torch.ones(4)])
+    corpus = torch.randn(50, 12, generator=generator) * scale
+    queries = corpus + 0.02 * torch.randn(50, 12, generator=generator)
+    rotation, qrels = svd_rotation(corpus), [{i} for i in range(50)]
+    before = evaluate_truncated(queries, corpus, qrels, [4, 12])["mrr@10"]
+    after = evaluate_truncated(queries @ rotation, corpus @ rotation, qrels, [4, 12])["mrr@10"]
+    assert after[1] == pytest.approx(before[1])
+    assert after[0] > before[0] + 0.3
+
+
+def scores(seed: int = 0, size: int = 400) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(size=size)
+
+
+def test_the_interval_is_near_that_of_the_central_limit_theorem():
+    sample = scores()
+    found = mean_interval(sample)
+    error = sample.std(ddof=1) / np.sqrt(len(sample))
+    assert found.mean == pytest.approx(sample.mean())
+    expected = found.mean - 1.96 * error, found.mean + 1.96 * error
+    assert found[1:] == pytest.approx(expected, abs=0.1 * error)
+    assert mean_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
+
+
+def test_the_p_value_is_near_that_of_the_paired_t_test():
+    before = scores()
+    after = before + np.random.default_rng(1).normal(0.01, 0.1, size=len(before))
+    found = paired_difference(before, after)
+    assert found.p_value == pytest.approx(stats.ttest_rel(after, before).pvalue, abs=0.02)
+    assert found[:3] == mean_interval(after - before)
+
+
+def test_with_few_queries_the_test_swaps_every_way_there_is():
+    difference = np.array([0.5, 0.2, -0.1, 0.3])
+    signs = itertools.product([1, -1], repeat=4)
+    means = [abs(np.mean(difference * s)) for s in map(np.array, signs)]
+    expected = np.mean(np.array(means) >= abs(difference.mean()) - 1e-12)
+    assert paired_difference(np.zeros(4), difference).p_value == pytest.approx(expected)
+
+
+def test_pairing_sees_what_separate_intervals_do_not():
+    before, noise = scores(), scores(1)
+    after = before + 0.01 + 0.002 * noise
+    assert mean_interval(after).low < mean_interval(before).high
+    found = paired_difference(before, after)
+    assert found.p_value < 0.001 < found.low
+    assert str(found) == "+0.011 (+0.011 to +0.011, p < 0.001)"
+    back = paired_difference(after, before)
+    assert back.mean == pytest.approx(-found.mean) and back.high < 0
+
+
+def test_what_is_chance_is_called_so():
+    found = paired_difference(scores(2), scores(3))
+    assert found.low < 0 < found.high and found.p_value > 0.05
+    assert str(found).endswith(", can't be told from chance")
+    assert found == paired_difference(scores(2), scores(3))  # the resampling is seeded
+    assert paired_difference(scores(), scores()) == (0, 0, 0, 1)
+
+
+def test_scores_of_other_queries_are_refused():
+    with pytest.raises(ValueError, match="before has 3 scores and after 2: give the same queries"):
+        paired_difference([1, 2, 3], [1, 2])

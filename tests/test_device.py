@@ -1,0 +1,46 @@
+"""What is found out about a machine, and the number format that follows from it."""
+
+import pytest
+import torch
+
+from helpers import device
+from helpers.device import Machine, autocast, median_seconds, probe
+
+
+@pytest.mark.parametrize(("gain", "precision"), [(1.2, "float32"), (4.0, "bf16")])
+def test_a_cpu_takes_bf16_only_where_it_pays(monkeypatch, gain, precision):
+    seconds = {torch.float32: gain, torch.bfloat16: 1.0}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "_matmul_seconds", seconds.get)
+    assert (probe().device, probe().precision) == ("cpu", precision)
+
+
+@pytest.mark.parametrize(("hardware", "precision"), [(True, "bf16"), (False, "fp16")])
+def test_a_gpu_takes_what_its_hardware_has(monkeypatch, hardware, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: hardware or including_emulation
+    )
+    assert probe() == Machine("cuda", "a card", probe().cores, precision, 1.0)
+
+
+def test_a_machine_says_what_it_is():
+    cpu, gpu = Machine("cpu", "a chip", 2, "bf16", 4.0), Machine("cuda", "a card", 8, "fp16", 1.0)
+    assert str(cpu) == "a chip, 2 cores (cpu, bf16 4.0 times float32)"
+    assert str(gpu) == "a card (cuda)"
+
+
+def test_products_are_made_in_the_precision():
+    machine, square = Machine("cpu", "any", 1, "bf16", 2.0), torch.ones(4, 4)
+    for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
+        with autocast(machine, precision):
+            assert (square @ square).dtype == dtype
+
+
+def test_times_are_medians_after_a_warm_up(monkeypatch):
+    clock = iter([0, 1, 10, 12, 20, 29])
+    monkeypatch.setattr(device.time, "perf_counter", lambda: next(clock))
+    calls = []
+    assert median_seconds(lambda: calls.append(1), repeats=3) == 2
+    assert len(calls) == 4

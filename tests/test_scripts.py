@@ -1,0 +1,262 @@
+"""The scripts to copy: each runs as a program, on a tiny model and a few rows."""
+
+import json
+import os
+import random
+import runpy
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+from sentence_transformers import SentenceTransformer
+
+from tests.loopback_hub import tiny_bge
+
+SCRIPTS = Path(__file__).parents[1] / "notebooks" / "scripts"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+FULL_DIM = 96
+# Runs train_many.py, and writes each process's weights, and gloo's threads that outlive it.
+WATCHED = f"""
+import atexit, os, pathlib, runpy, sys
+from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformerTrainer
+
+def note_threads():
+    names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+    pathlib.Path(f"threads_{{rank}}").write_text(str(sum("gloo" in name for name in names)))
+
+def train_and_save(trainer):
+    train(trainer)
+    save_file(dict(trainer.model.state_dict()), f"rank_{{rank}}.safetensors")
+
+rank = os.environ["RANK"]
+atexit.register(note_threads)
+train = SentenceTransformerTrainer.train
+SentenceTransformerTrainer.train = train_and_save
+runpy.run_path({str(SCRIPTS / "train_many.py")!r}, run_name="__main__")
+"""
+
+
+def run(folder, program, *arguments, stdin=""):
+    """Run a program of this folder or of the scripts, in the folder."""
+    script = SCRIPTS / program
+    return subprocess.run(
+        [sys.executable, *((str(script),) if script.is_file() else (program,)), *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def write_model(folder, dim=FULL_DIM):
+    """A model without dropout, whose embeddings are similar where texts share words."""
+    changes = {
+        "1_Pooling/config.json": {"pooling_mode": "mean"},
+        "config.json": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    }
+    for path, content in tiny_bge(hidden=dim).items():
+        if path in changes:
+            content = json.dumps(json.loads(content) | changes[path]).encode()
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """Triplets: a query, a passage that begins with its words, and another."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices(string.ascii_lowercase, k=4)) for _ in range(500)]
+    sample = [rng.sample(words, 16) for _ in range(130)]
+    return [(" ".join(s[:4]), " ".join(s[:8]), " ".join(s[8:])) for s in sample]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, texts):
+    """A folder with a model, and with 70 triplets: at a batch size of 64 they are two steps."""
+    folder = tmp_path_factory.mktemp("scripts")
+    write_model(folder / "model")
+    columns = zip(("query", "positive", "negative"), zip(*texts[:70], strict=True), strict=True)
+    pq.write_table(pa.table({name: list(column) for name, column in columns}), folder / "t.parquet")
+    return folder
+
+
+def embeddings(model, texts):
+    return SentenceTransformer(str(model), device="cpu").encode(list(texts))
+
+
+def test_no_script_imports_helpers():
+    scripts = [*SCRIPTS.glob("*.py")]
+    assert len(scripts) == 5
+    assert not [script.name for script in scripts if "helpers" in script.read_text()]
+
+
+@pytest.fixture
+def refusal(folder, monkeypatch, capsys):
+    """Run a command that has to end with a message, in this process: that is quicker."""
+
+    def run_refused(command):
+        script, *arguments = command.split()
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+        message = capsys.readouterr().err if stop.value.code == 2 else stop.value.code
+        return str(message)
+
+    return run_refused
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("train_plain.py model", "MODEL TRIPLETS.parquet OUTPUT_FOLDER"),
+        ("train_matryoshka.py model", "MODEL TRIPLETS.parquet OUTPUT_FOLDER"),
+        ("train_many.py model", "required: triplets, output"),
+        ("train_many.py model none.parquet out", "expected a .parquet file of triplets, got none"),
+        ("train_many.py model t.parquet out --batch-size 99", "expected 99 rows, one batch, got 7"),
+        ("search.py model", "required: passages"),
+        ("search.py model none.txt", "expected a .txt or .parquet file of passages, got none.txt"),
+        ("search.py model t.parquet", "expected a column `text` in t.parquet, got query, pos"),
+        ("encode_many.py model", "required: input, output"),
+        ("encode_many.py model none out", "expected a folder of .parquet files, got none"),
+    ],
+)
+def test_wrong_arguments_end_with_a_message(refusal, command, said):
+    assert said in refusal(command)
+
+
+def test_processes_that_cannot_train_together_are_refused(refusal, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets them
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    command = "train_many.py model t.parquet out --batch-size 15"
+    assert "expected a batch size that 2 can share, got 15" in refusal(command)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert "expected torchrun with at most 1 processes, one for each GPU, got 2" in refusal(command)
+
+
+def test_without_ray_the_command_that_installs_it_is_named(refusal, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    wanted = "pip install -r requirements-scale.txt -c constraints.txt"
+    assert wanted in refusal("encode_many.py model shards out")
+
+
+@pytest.mark.parametrize("kind", ["plain", "matryoshka"])
+def test_a_model_is_trained_and_loads_at_64_dimensions(folder, kind):
+    done = run(folder, f"train_{kind}.py", "model", "t.parquet", kind)
+    assert done.returncode == 0, done.stderr
+    saved = SentenceTransformer(str(folder / kind), truncate_dim=64, device="cpu")
+    assert saved.encode(["a text"]).shape == (1, 64)
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("model", kind))
+    assert any((before[name] != after[name]).any() for name in before)
+    card = (folder / kind / "README.md").read_text()
+    assert ("MatryoshkaLoss" in card) == (kind == "matryoshka")
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """What two processes printed that trained in five steps."""
+    (folder / "watched.py").write_text(WATCHED)
+    arguments = ("model", "t.parquet", "two", "--batch-size", "14")
+    done = run(folder, *TORCHRUN, "watched.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_two_processes_end_with_equal_weights_and_one_saves_them(two, folder):
+    first, second = (load_file(folder / f"rank_{rank}.safetensors") for rank in (0, 1))
+    assert all((first[name] == second[name]).all() for name in first)
+    saved = load_file(folder / "two" / "model.safetensors")
+    assert all(any(np.array_equal(kept, own) for own in first.values()) for kept in saved.values())
+    small = SentenceTransformer(str(folder / "two"), truncate_dim=64, device="cpu")
+    assert small.encode(["a text"]).shape == (1, 64)
+
+
+def test_two_processes_print_once_and_end_cleanly(two, folder):
+    assert two.stdout.count("train_loss") == 1
+    assert "Warning" not in two.stderr
+    # A process that ends before gloo's threads is now and then aborted.
+    assert [(folder / f"threads_{rank}").read_text() for rank in (0, 1)] == ["0", "0"]
+
+
+def test_one_process_trains_the_same_model(two, folder, texts):
+    done = run(folder, "train_many.py", "model", "t.parquet", "one", "--batch-size", "14")
+    assert done.returncode == 0, done.stderr
+    queries = [query for query, *_ in texts]
+    before, one, many = (embeddings(folder / name, queries) for name in ("model", "one", "two"))
+    assert np.linalg.norm(one - many) < 0.01 * np.linalg.norm(one - before)
+
+
+@pytest.mark.parametrize("file", ["passages.txt", "passages.parquet"])
+def test_search_finds_the_passage_with_the_words_of_the_query(folder, texts, file):
+    """There are more passages than a shortlist holds; queries come as arguments, or by stdin."""
+    passages = [passage for _, passage, _ in texts]
+    if file.endswith(".txt"):
+        (folder / file).write_text("\n".join([*passages, ""]))
+        done = run(folder, "search.py", "model", file, texts[7][0], passages[129])
+    else:
+        pq.write_table(pa.table({"text": [*passages, None]}), folder / file)
+        done = run(folder, "search.py", "model", file, stdin=f"{texts[7][0]}\n\n{passages[129]}\n")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [texts[7][0], passages[129]]
+    assert len(lines) == 2 * (1 + 5)
+    assert lines[1].endswith(passages[7])
+    assert lines[7] == f"  1.000  {passages[129]}"
+    scores = embeddings(folder / "model", passages) @ embeddings(folder / "model", [texts[7][0]])[0]
+    assert [float(line.split()[0]) for line in lines[1:6]] == pytest.approx(
+        sorted(scores, reverse=True)[:5], abs=6e-4
+    )
+
+
+def write_shard(folder, name, texts):
+    (folder / "shards").mkdir(exist_ok=True)
+    ids = [f"{name}-{place}" for place in range(len(texts))]
+    pq.write_table(pa.table({"id": ids, "text": texts}), folder / "shards" / f"{name}.parquet")
+
+
+def test_encoding_names_a_bad_shard_and_goes_on_with_those_that_are_missing(folder, texts):
+    passages = [passage for _, passage, _ in texts]
+    write_shard(folder, "a", passages[:9])
+    write_shard(folder, "b", passages[9:12])
+    write_shard(folder, "c", [None])
+    out = folder / "embeddings"
+    command = ("encode_many.py", "model", "shards", "embeddings")
+    done = run(folder, *command)
+    assert done.returncode
+    assert "c.parquet: ValueError: " in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert sorted(path.name for path in out.glob("*.parquet")) == ["a.parquet", "b.parquet"]
+
+    write_shard(folder, "c", passages[12:14])
+    (out / "b.parquet").rename(out / "b.parquet.part")  # as if it had been interrupted there
+    kept = (out / "a.parquet").stat().st_mtime_ns
+    done = run(folder, *command, "--workers", str(min(2, os.cpu_count())))
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [
+        "2 of 3 shards to encode",
+        "b.parquet: 3 passages",
+        "c.parquet: 2 passages",
+    ]
+    assert (out / "a.parquet").stat().st_mtime_ns == kept
+    assert not [*out.glob("*.part")]
+    made = pa.concat_tables(pq.read_table(out / f"{name}.parquet") for name in "abc")
+    assert made["id"].to_pylist()[8:10] == ["a-8", "b-0"]
+    assert made["embedding"].type == pa.list_(pa.float32(), FULL_DIM)
+    found = np.stack(made["embedding"].to_numpy())
+    assert np.allclose(found, embeddings(folder / "model", passages[:14]), atol=1e-5)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+    write_model(folder / "other", dim=48)
+    done = run(folder, "encode_many.py", "other", "shards", "embeddings")
+    assert done.returncode
+    assert "choose another folder" in done.stderr

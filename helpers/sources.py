@@ -278,7 +278,7 @@ def with_retries(what: str, action: Callable[[type], Result]) -> Result:
         begin = time.monotonic()
         while not (done := wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done):
             now = time.monotonic()
-            if now - max(begin, moved) > STALL or now - moved > SILENCE:
+            if now - max(begin, moved) > STALL:
                 raise TimeoutError(f"nothing arrived for {now - moved:.0f} s")
         running.remove(result := done.pop())
         return result.result()

@@ -53,7 +53,9 @@ def probe() -> Machine:
         hardware_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if hardware_bf16 else "fp16"
         return Machine("cuda", torch.cuda.get_device_name(), _cores(), precision, 1.0)
-    speed_up = _matmul_seconds(torch.float32) / _matmul_seconds(torch.bfloat16)
+    speed_up = _bf16_speed_up(256)
+    if speed_up > 0.5:  # else the hardware lacks bf16, and larger products would take 20 seconds
+        speed_up = _bf16_speed_up(1024)
     if speed_up < MIN_SPEED_UP:
         return Machine("cpu", _processor(), _cores(), "float32", 1.0)
     return Machine("cpu", _processor(), _cores(), "bf16", round(speed_up, 1))
@@ -87,7 +89,11 @@ def read_bandwidth(num_bytes: int) -> float:
     return block.nbytes / median_seconds(block.sum)
 
 
-def _matmul_seconds(dtype: torch.dtype, size: int = 1024) -> float:
+def _bf16_speed_up(size: int) -> float:
+    return _matmul_seconds(torch.float32, size) / _matmul_seconds(torch.bfloat16, size)
+
+
+def _matmul_seconds(dtype: torch.dtype, size: int) -> float:
     matrix = torch.ones(size, size, dtype=dtype)
     return median_seconds(lambda: matrix @ matrix)
 

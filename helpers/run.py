@@ -15,7 +15,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from helpers.config import PRESETS, ROOT
 from helpers.models import result_to_share
-from helpers.runs import NOTEBOOKS, short, start_run
+from helpers.runs import FURTHER, NOTEBOOKS, short, start_run
 from helpers.sources import HubError
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -107,16 +107,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m helpers.run", description=__doc__)
     presets = ", ".join(PRESETS)
     parser.add_argument("preset", help=f"{presets}, or the path of a .toml file")
-    names = ", ".join(NOTEBOOKS)
-    options = {"choices": NOTEBOOKS, "metavar": "NOTEBOOK"}
+    numbered, further = ([Path(name).name for name in group] for group in (NOTEBOOKS, FURTHER))
     parser.add_argument(
-        "--from", dest="first", default=NOTEBOOKS[0], help=f"the first one: {names}", **options
+        "--further", action="store_true", help=f"the optional ones instead: {', '.join(further)}"
     )
-    parser.add_argument("--until", default=NOTEBOOKS[-1], help="the last one", **options)
+    parser.add_argument(
+        "--from", dest="first", metavar="NOTEBOOK", help=f"the first one: {', '.join(numbered)}"
+    )
+    parser.add_argument("--until", metavar="NOTEBOOK", help="the last one")
     given = parser.parse_args(arguments)
-    chosen = NOTEBOOKS[NOTEBOOKS.index(given.first) : NOTEBOOKS.index(given.until) + 1]
+    group, names = (FURTHER, further) if given.further else (NOTEBOOKS, numbered)
+    first, last = given.first or names[0], given.until or names[-1]
+    for name in (first, last):
+        if name not in names:
+            parser.error(f"there is no notebook {name!r}; expected one of {', '.join(names)}")
+    chosen = group[names.index(first) : names.index(last) + 1]
     if not chosen:
-        parser.error(f"--from {given.first} comes after --until {given.until}")
+        parser.error(f"--from {first} comes after --until {last}")
     sys.stdout.reconfigure(errors="replace")  # not every terminal can show every passage
     os.environ["MATRYOSHKA_PRESET"] = given.preset  # what is typed counts
     try:
@@ -137,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("\nInterrupted. The same command goes on from here; finished work is kept.")
             return 130
     print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes.")
-    if given.until == NOTEBOOKS[-1]:
+    if chosen[-1] == NOTEBOOKS[-1]:
         print(f"\n{result_to_share(run, run.load('results.csv'))}")
         print(f"\nModel:              {short(run.path('release'))}")
     print(f"Executed notebooks: {short(run.folder / 'notebooks')}")

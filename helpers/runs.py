@@ -30,6 +30,7 @@ NOTEBOOKS = (
     "05_evaluation",
     "06_deployment",
 )
+FURTHER = tuple(f"going_further/{name}" for name in ("recipes", "mistakes", "bits", "databases"))
 # What a run holds: the stage whose settings it depends on, and the notebook that makes it.
 ARTIFACTS = {
     "passages.parquet": ("data", "02_data"),

@@ -7,12 +7,21 @@ from helpers import device
 from helpers.device import Machine, autocast, median_seconds, probe
 
 
-@pytest.mark.parametrize(("gain", "precision"), [(1.2, "float32"), (4.0, "bf16")])
-def test_a_cpu_takes_bf16_only_where_it_pays(monkeypatch, gain, precision):
-    seconds = {torch.float32: gain, torch.bfloat16: 1.0}
+@pytest.mark.parametrize(
+    ("gain", "precision", "sizes"),
+    [(0.03, "float32", {256}), (1.2, "float32", {256, 1024}), (4.0, "bf16", {256, 1024})],
+)
+def test_a_cpu_takes_bf16_only_where_it_pays(monkeypatch, gain, precision, sizes):
+    seen = set()
+
+    def seconds(dtype, size):
+        seen.add(size)
+        return gain if dtype == torch.float32 else 1.0
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(device, "_matmul_seconds", seconds.get)
+    monkeypatch.setattr(device, "_matmul_seconds", seconds)
     assert (probe().device, probe().precision) == ("cpu", precision)
+    assert seen == sizes, "where bf16 is emulated, large products take long"
 
 
 @pytest.mark.parametrize(("hardware", "precision"), [(True, "bf16"), (False, "fp16")])

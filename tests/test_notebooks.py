@@ -9,11 +9,12 @@ import nbformat
 import pytest
 
 from helpers.config import PRESETS, ROOT
-from helpers.runs import NOTEBOOKS
+from helpers.runs import FURTHER, NOTEBOOKS
 from notebooks.exercises.checks import EXERCISES
 
 HELPERS = {f"helpers.{p.stem}" for p in (ROOT / "helpers").glob("[!_]*.py")}
 PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
+OPTIONAL = [ROOT / "notebooks" / f"{name}.ipynb" for name in FURTHER]
 # What each notebook has to show in its own cells, not behind a helper.
 LESSONS = {
     "01_setup": ["prefix / prefix.norm", "start_run(PRESET)"],
@@ -32,11 +33,26 @@ LESSONS = {
 CODE_LINES = dict.fromkeys(NOTEBOOKS, 150) | {"04_training": 180}
 
 
+def read(path):
+    found = nbformat.read(path, as_version=4)
+    found.metadata["path"] = path
+    return found
+
+
 @pytest.fixture(params=PATHS, ids=NOTEBOOKS)
 def notebook(request):
-    found = nbformat.read(request.param, as_version=4)
-    found.metadata["path"] = request.param
-    return found
+    """Each numbered notebook."""
+    return read(request.param)
+
+
+@pytest.fixture(params=OPTIONAL, ids=FURTHER)
+def optional(request):
+    return read(request.param)
+
+
+@pytest.fixture(params=PATHS + OPTIONAL, ids=NOTEBOOKS + FURTHER)
+def any_notebook(request):
+    return read(request.param)
 
 
 def is_exercise(cell):
@@ -68,12 +84,40 @@ def test_there_are_six_and_each_is_short(notebook):
     lesson = [cell for cell in notebook.cells[2:] if not is_exercise(cell)]
     assert len(lesson) <= 32
     assert len(prose(notebook).split()) <= 900
+    assert code_lines(notebook) <= CODE_LINES[name]
+
+
+def code_lines(notebook):
     lines = [line for cell in code_cells(notebook) for line in cell.source.splitlines()]
-    assert len([line for line in lines if line.strip()]) <= CODE_LINES[name]
-    assert max(map(len, lines)) <= 79, max(lines, key=len)
-    for cell in code_cells(notebook):
+    return len([line for line in lines if line.strip()])
+
+
+def test_an_optional_one_is_shorter_and_asks_one_question(optional):
+    assert sorted(OPTIONAL) == sorted((ROOT / "notebooks" / "going_further").glob("*.ipynb"))
+    assert len(optional.cells) <= 24
+    assert len(prose(optional).split()) <= 600
+    assert code_lines(optional) <= 120
+    title, answer = optional.cells[0].source.split("\n\n")[:2]
+    assert re.fullmatch(r"# .+\?", title)
+    assert answer.startswith("**The answer:** ") and len(re.findall(r"\.(?=\s|$)", answer)) <= 2
+    assert "](../glossary.md)" in optional.cells[0].source
+    last = optional.cells[-1].source
+    assert last[last.index("## Recap") :].count("\n- ") >= 3 and "**Back to**" in last
+
+
+def test_each_optional_one_is_linked_from_where_its_question_comes_up():
+    linked = set()
+    for path in PATHS:
+        linked |= set(re.findall(r"\]\((going_further/\w+)\.ipynb\)", prose(read(path))))
+    assert linked == {*FURTHER}
+
+
+def test_code_can_be_read_on_half_a_screen(any_notebook):
+    for cell in code_cells(any_notebook):
+        lines = cell.source.splitlines()
         most = 25 if "SentenceTransformerTrainer(" in cell.source else 20
-        assert len(cell.source.splitlines()) <= most, cell.source
+        assert len(lines) <= most, cell.source
+        assert max(map(len, lines)) <= 79, max(lines, key=len)
 
 
 def test_all_six_are_read_in_an_afternoon():
@@ -87,10 +131,13 @@ def test_the_lesson_is_in_the_cells(notebook):
         assert call in code, call
 
 
-def test_the_first_cell_is_hidden_short_and_the_same_in_all(notebook):
-    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    other = nbformat.read(PATHS[0], as_version=4)
-    assert first.source == next(c.source for c in other.cells if c.cell_type == "code")
+def test_the_first_cell_is_hidden_short_and_the_same_in_all(any_notebook):
+    first = next(cell for cell in any_notebook.cells if cell.cell_type == "code")
+    wanted = next(cell.source for cell in read(PATHS[0]).cells if cell.cell_type == "code")
+    if any_notebook.metadata["path"] in OPTIONAL:  # one folder deeper
+        wanted = wanted.replace('"../helpers"', '"../../helpers"').replace('".."', '"../.."')
+        wanted = wanted.replace("matryoshka/notebooks", "matryoshka/notebooks/going_further")
+    assert first.source == wanted
     assert first.metadata["jupyter"]["source_hidden"] and first.metadata["cellView"] == "form"
     lines = [x for x in first.source.splitlines() if x and not x.startswith(("#", "import"))]
     assert len(lines) <= 7
@@ -109,8 +156,8 @@ def test_one_place_to_choose():
             assert cell.metadata["nbmake"]["mock"]["PRESET"] in PRESETS
 
 
-def test_a_text_says_why_before_code(notebook):
-    kinds = [cell.cell_type for cell in notebook.cells]
+def test_a_text_says_why_before_code(any_notebook):
+    kinds = [cell.cell_type for cell in any_notebook.cells]
     for before, kind in itertools.pairwise(kinds):
         assert kind != "code" or before == "markdown"
 
@@ -150,7 +197,13 @@ def anchors(path):
 
 
 @pytest.mark.parametrize(
-    "path", [*PATHS, *map(ROOT.joinpath, ("README.md", "CONTRIBUTING.md"))], ids=lambda p: p.name
+    "path",
+    [
+        *PATHS,
+        *OPTIONAL,
+        *map(ROOT.joinpath, ("README.md", "CONTRIBUTING.md", "notebooks/scripts/README.md")),
+    ],
+    ids=lambda p: p.name,
 )
 def test_links_lead_somewhere(path):
     text = path.read_text(encoding="utf-8")
@@ -163,9 +216,9 @@ def test_links_lead_somewhere(path):
             assert not anchor or anchor in anchors((path.parent / target).resolve()), anchor
 
 
-def test_no_score_is_typed_into_prose(notebook):
+def test_no_score_is_typed_into_prose(any_notebook):
     # A score has two or three decimals; prose leaves those to the cells that print them.
-    assert not re.findall(r"(?<![\w.])0?\.\d{2,3}\b", prose(notebook))
+    assert not re.findall(r"(?<![\w.])0?\.\d{2,3}\b", prose(any_notebook))
 
 
 def imports_of(path: Path) -> set[str]:

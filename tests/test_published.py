@@ -1,5 +1,6 @@
 """What is committed belongs to one run and to the code as it is, and so does what is published."""
 
+import itertools
 import re
 
 import nbformat
@@ -9,8 +10,15 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from helpers.config import PRESETS, ROOT
-from helpers.runs import NOTEBOOKS, ArtifactError, start_run
-from tools.publish import TAKEAWAYS, code_cells, code_sha256, publish, renew_readme
+from helpers.runs import FURTHER, NOTEBOOKS, ArtifactError, start_run
+from tools.publish import (
+    TAKEAWAYS,
+    code_cells,
+    code_sha256,
+    publish,
+    publish_further,
+    renew_readme,
+)
 from tools.report import write_report
 from tools.search_speed import methods
 
@@ -40,16 +48,17 @@ def text_of(output):
 # --- What is committed ---
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", NOTEBOOKS + FURTHER)
 def test_outputs_are_of_the_run_and_of_the_code_as_it_is(name):
     notebook = committed(name)
-    assert notebook.metadata["matryoshka"] == {"run": RUN, "code_sha256": code_sha256(notebook)}
-    assert any(RUN in text_of(output) for output in outputs(notebook))
+    run = committed(FURTHER[0]).metadata["matryoshka"]["run"] if name in FURTHER else RUN
+    assert notebook.metadata["matryoshka"] == {"run": run, "code_sha256": code_sha256(notebook)}
+    assert any(run in text_of(output) for output in outputs(notebook))
     counts = [cell.execution_count for cell in code_cells(notebook)]
     assert counts == [*range(1, len(counts) + 1)]
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", NOTEBOOKS + FURTHER)
 def test_no_error_warning_path_or_progress_bar_is_shown(name):
     for output in outputs(committed(name)):
         assert output.output_type != "error"
@@ -126,14 +135,14 @@ def source(name):
 
 @pytest.fixture
 def finished(tmp_path, runs):
-    """A run that looks finished, and a repository of six small notebooks to publish it to."""
+    """A run that looks finished, and a repository of small notebooks to publish it to."""
     run, root = start_run("wikipedia"), tmp_path / "repository"
     run.save("results.csv", RESULTS.assign(run=run.id))
     run.save("differences.csv", DIFFERENCES.assign(run=run.id))
     run.save("demo.csv", pd.DataFrame({"dim": [8], "title": ["Steam engine"]}))
     for folder in (root / "notebooks", run.folder / "notebooks"):
-        folder.mkdir(parents=True)
-    for name, seconds in zip(NOTEBOOKS, SECONDS["seconds"], strict=True):
+        (folder / "going_further").mkdir(parents=True)
+    for name, seconds in itertools.zip_longest(NOTEBOOKS + FURTHER, SECONDS["seconds"]):
         nbformat.write(source(name), root / "notebooks" / f"{name}.ipynb")
         done = source(f"{name}, in older words")
         done.metadata["seconds"] = seconds
@@ -172,6 +181,18 @@ def test_publishing_renews_notebooks_tables_figure_and_readmes(finished):
     assert f"| all six |  | {minutes.sum():.1f} |" in text
     assert f"{SCORE['tuned', 64]:.3f}" in text
     assert run.id in (results / "README.md").read_text()
+
+
+def test_the_optional_notebooks_are_published_apart(finished):
+    run, root = finished
+    assert publish_further(run, root) == [root / "notebooks" / f"{name}.ipynb" for name in FURTHER]
+    for name in NOTEBOOKS + FURTHER:
+        notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
+        assert bool(outputs(notebook)) == (name in FURTHER)
+        assert "seconds" not in notebook.metadata
+    (run.folder / "notebooks" / "going_further" / "bits.ipynb").unlink()
+    with pytest.raises(ArtifactError, match=r"helpers\.run wikipedia --further"):
+        publish_further(run, root)
 
 
 def edit(change):

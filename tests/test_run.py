@@ -131,6 +131,9 @@ def test_some_notebooks_run_alone_on_a_file_of_ones_own(seen, tmp_path, monkeypa
     assert main(["mine.toml", "--from", "02_data", "--until", "03_baseline"]) == 0
     choice = str(tmp_path / "mine.toml")  # notebooks run in a folder of their own
     assert seen == [("02_data", choice), ("03_baseline", choice)]
+    seen.clear()
+    assert main(["mine.toml", "--further", "--from", "bits"]) == 0
+    assert seen == [("bits", choice), ("databases", choice)]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,9 @@ def test_some_notebooks_run_alone_on_a_file_of_ones_own(seen, tmp_path, monkeypa
     [
         (["wiki"], "preset is 'wiki': expected wikipedia, "),
         (["nowhere.toml"], "there is no configuration file"),
-        (["smoke", "--from", "7"], "invalid choice: '7' (choose from"),
+        (["smoke", "--from", "7"], "no notebook '7'; expected one of 01_setup, "),
+        (["smoke", "--from", "bits"], "no notebook 'bits'"),
+        (["smoke", "--further", "--from", "01_setup"], "expected one of recipes, mistakes, "),
         (["smoke", "--from", "03_baseline", "--until", "02_data"], "comes after --until 02_data"),
         ([], "arguments are required: preset"),
     ],
@@ -164,4 +169,4 @@ def test_help_names_presets_and_notebooks(capsys):
         main(["--help"])
     said = capsys.readouterr().out
     assert stopped.value.code == 0
-    assert all(name in said for name in (*PRESETS, *NOTEBOOKS))
+    assert all(name in said for name in (*PRESETS, *NOTEBOOKS, "databases"))

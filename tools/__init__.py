@@ -24,18 +24,26 @@ from transformers.utils.logging import disable_progress_bar
 from helpers.runs import ArtifactError, Run, short, start_run
 from helpers.sources import HubError
 
+Action = Callable[[Run], Iterable[Path]]
+
 
 def command(
-    about: str, action: Callable[[Run], Iterable[Path]], arguments: list[str] | None = None
+    about: str, action: Action, arguments: list[str] | None = None, **instead: Action
 ) -> int:
-    """Do ``action`` with the run of the command line, print what it wrote, return the exit code."""
+    """Do ``action`` with the run of the command line, print what it wrote, return the exit code.
+
+    Each of ``instead`` takes its place if the option of its name is given.
+    """
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("preset", help="a run: a preset, or the path of a .toml file")
+    parser.set_defaults(action=action)
+    for name, other in instead.items():
+        parser.add_argument(f"--{name}", dest="action", action="store_const", const=other)
     options = parser.parse_args(arguments)
     os.environ.pop("MATRYOSHKA_PRESET", None)  # what is typed counts
     disable_progress_bar()
     try:
-        for path in action(start_run(options.preset)):
+        for path in options.action(start_run(options.preset)):
             print(short(path))
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)

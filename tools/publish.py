@@ -1,13 +1,14 @@
 """Put a finished run into the repository: ``python -m tools.publish wikipedia``.
 
 Copies the executed notebooks to ``notebooks/``, and tables, figure and times to ``results/``. It
-also renews ``results/README.md`` and the measured tables of README.md. Nothing is copied unless all
-of it is there and belongs together.
+also renews ``results/README.md`` and the measured tables of README.md. With ``--further``, copies
+the optional notebooks instead. Nothing is copied unless all of it is there and belongs together.
 """
 
 import hashlib
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -15,7 +16,7 @@ import pandas as pd
 
 from helpers.config import ROOT
 from helpers.plots import markdown_table
-from helpers.runs import NOTEBOOKS, ArtifactError, Run, atomic_write, short
+from helpers.runs import FURTHER, NOTEBOOKS, ArtifactError, Run, atomic_write, short
 from tools import command
 from tools.report import draw_scores, markdown, write_report
 
@@ -42,20 +43,22 @@ def code_sha256(notebook) -> str:
     return hashlib.sha256(re.sub("(?m)^REPOSITORY = .*$", "", code).encode()).hexdigest()
 
 
-def executed_notebooks(run: Run, root: Path) -> dict[str, nbformat.NotebookNode]:
-    """Return the repository's notebooks with the outputs of a run, and its ``seconds``.
+def executed_notebooks(
+    run: Run, names: Sequence[str], root: Path
+) -> dict[str, nbformat.NotebookNode]:
+    """Return notebooks of the repository with the outputs of a run, and its ``seconds``.
 
     Raises:
         ArtifactError: one is missing, failed, isn't of this run, or was made from other code.
     """
     found = {}
-    for name in NOTEBOOKS:
+    for name in names:
         path = run.folder / "notebooks" / f"{name}.ipynb"
-        source = nbformat.read(root / "notebooks" / path.name, as_version=4)
+        source = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
         done = nbformat.read(path, as_version=4) if path.is_file() else None
         if problem := _problem(done, source, run):
-            again = f"run again: python -m helpers.run {run.choice}"
-            raise ArtifactError(f"{short(path)} {problem}; {again}")
+            again = f"python -m helpers.run {run.choice}" + " --further" * (name in FURTHER)
+            raise ArtifactError(f"{short(path)} {problem}; run again: {again}")
         # The text may have been mended since.
         for cell, ran in zip(code_cells(source), code_cells(done), strict=True):
             cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
@@ -95,7 +98,7 @@ def publish(run: Run, root: Path = ROOT) -> list[Path]:
     for table in tables.values():
         if {*table["run"]} != {run.id}:
             raise ArtifactError(f"expected run {run.id}, got results of {table['run'][0]}; {again}")
-    notebooks = executed_notebooks(run, root)
+    notebooks = executed_notebooks(run, NOTEBOOKS, root)
     took = {notebook: content.metadata.pop("seconds") for notebook, content in notebooks.items()}
     trained = tables[name].drop_duplicates("model").set_index("model")["train_seconds"]
     if took["04_training"] <= trained[["mnrl", "tuned"]].sum():
@@ -108,7 +111,7 @@ def publish(run: Run, root: Path = ROOT) -> list[Path]:
     )
     metric = f"mrr@{run.experiment.k}"
     figure = draw_scores(tables[name], metric, SHOWN, run.experiment.small_dim)
-    files = {root / "notebooks" / f"{n}.ipynb": nbformat.writes(c) for n, c in notebooks.items()}
+    files = _files(notebooks, root)
     if name == "wikipedia":  # what README.md and notebook 1 show
         tables["demo"] = run.load("demo.csv")
         readme = root / "README.md"
@@ -118,12 +121,33 @@ def publish(run: Run, root: Path = ROOT) -> list[Path]:
         if "dim" in table:  # BM25 has none, so pandas would write fractions
             table = table.astype({"dim": "Int64"})
         files[root / "results" / f"{stem}.csv"] = table.to_csv(index=False)
-    for path, content in files.items():
-        with atomic_write(path) as scratch:
-            scratch.write_text(content, encoding="utf-8")
+    _write(files)
     picture = root / "results" / f"{name}.png"
     figure.savefig(picture, dpi=160, bbox_inches="tight", metadata={"Description": run.id})
     return [*files, picture, write_report(root / "results")]
+
+
+def publish_further(run: Run, root: Path = ROOT) -> list[Path]:
+    """Copy the optional notebooks of a run into the repository; return what was written.
+
+    Raises:
+        ArtifactError: as :func:`executed_notebooks`.
+    """
+    notebooks = executed_notebooks(run, FURTHER, root)
+    for notebook in notebooks.values():
+        del notebook.metadata["seconds"]
+    return _write(_files(notebooks, root))
+
+
+def _files(notebooks: dict[str, nbformat.NotebookNode], root: Path) -> dict[Path, str]:
+    return {root / "notebooks" / f"{n}.ipynb": nbformat.writes(c) for n, c in notebooks.items()}
+
+
+def _write(files: dict[Path, str]) -> list[Path]:
+    for path, content in files.items():
+        with atomic_write(path) as scratch:
+            scratch.write_text(content, encoding="utf-8")
+    return [*files]
 
 
 def renew_readme(text: str, results: pd.DataFrame, seconds: pd.DataFrame) -> str:
@@ -158,4 +182,4 @@ Measured on {seconds["machine"][0]}.""",
 
 
 if __name__ == "__main__":
-    sys.exit(command(__doc__, publish))
+    sys.exit(command(__doc__, publish, further=publish_further))

@@ -1,7 +1,9 @@
 """Controls that need no training, and how far the difference of two methods can be trusted."""
 
 import os
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 # bm25s imports JAX where it is installed, as on Colab, and JAX takes most of a GPU's memory.
@@ -11,9 +13,24 @@ import numpy as np
 import torch
 from scipy import stats
 
+# Runs of Thai, Lao, Burmese, Khmer, Japanese and Chinese characters.
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]+")
+
+
+def _in_pairs(text: str) -> str:
+    """Write each run of characters without spaces as its overlapping pairs."""
+
+    def pairs(run: re.Match) -> str:
+        return " " + " ".join(map("".join, pairwise(run[0]))) + " "
+
+    return _UNSPACED.sub(pairs, text)
+
 
 def bm25_ranking(queries: Sequence[str], passages: Sequence[str], k: int = 10) -> np.ndarray:
     """Rank passages for each query by BM25 (bm25s's defaults, English stop words).
+
+    Scripts without spaces between words, such as Chinese or Thai, are searched by pairs of
+    characters if most of the passages' letters are of such a script.
 
     Args:
         queries: Texts, at least one.
@@ -23,18 +40,20 @@ def bm25_ranking(queries: Sequence[str], passages: Sequence[str], k: int = 10) -
     Returns:
         ``(num_queries, k)`` row numbers, best first; -1 instead of a passage that shares no word
         with the query.
-
-    Raises:
-        ValueError: the passages hold nothing but stop words.
     """
-    words = bm25s.tokenize(list(passages), stopwords="en", show_progress=False)
+    letters = sum(map(len, passages))
+    if 2 * sum(len(run) for text in passages for run in _UNSPACED.findall(text)) > letters:
+        passages, queries = map(_in_pairs, passages), map(_in_pairs, queries)
+    queries, passages = list(queries), list(passages)
+    words = bm25s.tokenize(passages, stopwords="en", show_progress=False)
     if not words.vocab:
-        raise ValueError("passages hold nothing but stop words: BM25 has nothing to rank by")
+        print("The passages hold nothing but stop words, so BM25 finds nothing.")
+        return np.full((len(queries), k), -1)
     index = bm25s.BM25()
     index.index(words, show_progress=False)
     found = min(k, len(passages))
     ranking, scores = index.retrieve(
-        bm25s.tokenize(list(queries), stopwords="en", show_progress=False, return_ids=False),
+        bm25s.tokenize(queries, stopwords="en", show_progress=False, return_ids=False),
         k=found,
         show_progress=False,
         backend_selection="numpy",  # JAX may order equal scores otherwise

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic import NonNegativeInt as Count
 from pydantic import PositiveInt as Size
 
-from helpers.sources import SUFFIXES, embedding_dimension, model_folder, sha256
+from helpers.sources import SUFFIXES, embedding_dimension, is_file_name, model_folder, sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -29,6 +29,7 @@ class ModelSettings(BaseModel):
     max_seq_length: Size = 64  # tokens after which a text is cut
     pooling: Literal["cls", "mean"] | None = None  # what the model must have; None: anything
     query_prompt: str | None = ""  # put before every query; None: the model's own
+    document_prompt: str | None = ""  # put before every passage; None: the model's own
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"  # "auto": as probed
     encode_batch_size: Size = 64  # texts that are encoded at a time
 
@@ -41,7 +42,7 @@ class DataSettings(ModelSettings):
     dataset_revision: str | None = None  # commit on the Hub; SHA-256 of a file
     query_column: str | None = None  # None: "query" or "anchor"
     positive_column: str | None = None  # passages that answer; None: "positive"
-    negative_column: str | None = None  # passages that don't; None: "negative", if there is one
+    negative_column: str | None = None  # passages that don't; None: "negative", "negative_1", ...
     max_rows: Size | None = None  # rows of the source to read at most
     min_query_words: Size = 3  # shorter queries are dropped, their passages stay
     min_passage_words: Size = 15  # shorter passages are dropped
@@ -149,7 +150,7 @@ PRESETS = {
 }
 # What fits one model or dataset only, and what it becomes with another.
 _TIED = {
-    "model": {"model_revision": None, "pooling": None, "query_prompt": None},
+    "model": dict.fromkeys(("model_revision", "pooling", "query_prompt", "document_prompt")),
     "dataset": {
         "dataset_revision": None,
         "dataset_config": None,
@@ -194,7 +195,9 @@ def from_toml(path: Path) -> Experiment:
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors add a BOM
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
+        escaped = "hex" in str(error) or "\\" in str(error)
+        hint = ": write Windows paths in single quotes" if escaped else ""
+        raise ValueError(f"{path} is not valid TOML: {error}{hint}") from error
     preset = given.pop("preset", None)
     if not isinstance(preset, str) or preset not in PRESETS:
         raise ValueError(f"{path}: preset is {preset!r}: expected one of {', '.join(PRESETS)}")
@@ -239,11 +242,11 @@ def _resolve_paths(given: dict, folder: Path) -> dict:
     model, dataset = given.get("model"), given.get("dataset")
     if isinstance(model, str) and (folder / model).is_dir():
         given = given | {"model": str((folder / model).resolve())}
-    if isinstance(dataset, str) and (dataset.endswith(SUFFIXES) or (folder / dataset).exists()):
+    if isinstance(dataset, str) and (is_file_name(dataset) or (folder / dataset).exists()):
         file = (folder / dataset).resolve()
         if not file.is_file():
             raise FileNotFoundError(f"dataset is {dataset!r}: there is no file {file}")
-        if file.suffix not in SUFFIXES:
+        if not is_file_name(file.name):
             raise ValueError(
                 f"dataset is {dataset!r}: unsupported file type; expected {', '.join(SUFFIXES)}"
             )
@@ -258,6 +261,10 @@ def _fit_dims(given: dict, preset: Experiment) -> dict:
         if folder.parent.name == "snapshots":  # in the Hub's cache: one folder a commit
             given = given | {"model_revision": folder.name}
         given = {"full_dim": embedding_dimension(folder)} | given
+        if given["full_dim"] is None:
+            raise ValueError(
+                f"{given['model']} doesn't say how many dimensions it has: set full_dim to that"
+            )
     full, small = given.get("full_dim"), given.get("small_dim", preset.small_dim)
     if not isinstance(full, int) or full == preset.full_dim:
         return given

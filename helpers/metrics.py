@@ -116,7 +116,13 @@ def prefix(embeddings: torch.Tensor, dim: int, first_row: int = 0) -> torch.Tens
 
 def _as_matrix(embeddings, name: str) -> torch.Tensor:
     """Embeddings as a checked tensor on the CPU: ``(num_texts, dim)``."""
-    matrix = torch.as_tensor(embeddings).detach().cpu()
+    if not torch.is_tensor(embeddings):  # lists, DataFrames, reversed views
+        array = np.asarray(embeddings)
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"{name} holds {array.dtype}: expected numbers")
+        embeddings = torch.from_numpy(np.ascontiguousarray(array))
+    matrix = embeddings.detach().cpu()
+    matrix = matrix if matrix.is_floating_point() else matrix.float()
     if matrix.ndim != 2:
         raise ValueError(f"{name} has shape {tuple(matrix.shape)}: expected (num_texts, dim)")
     if not len(matrix):
@@ -136,6 +142,8 @@ def _check_qrels(qrels, num_queries: int, num_passages: int) -> list[dict[int, f
     checked = []
     for number, relevant in enumerate(qrels):
         gains = dict(relevant) if isinstance(relevant, Mapping) else dict.fromkeys(relevant, 1.0)
+        if isinstance(relevant, str) or any(isinstance(passage, str) for passage in gains):
+            raise ValueError(f"qrels of query {number} are {relevant!r}: expected row numbers")
         gains = {int(passage): float(gain) for passage, gain in gains.items() if gain > 0}
         if not gains:
             raise ValueError(f"query {number} has no relevant passage: leave it out")

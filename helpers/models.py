@@ -1,6 +1,7 @@
 """Load, rotate and encode with sentence embedding models, and write what is handed on of one."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -28,21 +29,41 @@ def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
     """Load the run's base model, or instead one that was trained from it and saved in ``folder``.
 
     Raises:
-        ValueError: the model has other dimensions or other pooling than the experiment says, or
-            its file isn't the expected one.
+        ValueError: the model has other dimensions or other pooling than the experiment says, reads
+            fewer tokens, needs code of its own, or its file isn't the expected one.
         FileNotFoundError: the package that holds the model isn't installed.
         HubError: it is on the Hub, and can't be had.
     """
     experiment = run.experiment
     source = folder or model_folder(experiment.model, experiment.model_revision)
-    prompts = {"query": experiment.query_prompt, "document": ""}
-    model = SentenceTransformer(
-        str(source),
-        device=run.machine.device,
-        prompts=None if experiment.query_prompt is None else prompts,
-        # On a CPU plain attention trains faster than the fused one: see results/speed.csv.
-        model_kwargs={"attn_implementation": "eager"} if run.machine.device == "cpu" else {},
-    ).float()  # a bf16 or fp16 file would be loaded, and trained, as it is
+    # On a CPU plain attention trains faster than the fused one: see results/speed.csv.
+    attention = {"attn_implementation": "eager"} if run.machine.device == "cpu" else {}
+    try:
+        # A bf16 or fp16 file would be loaded, and trained, as it is.
+        kwargs = {"device": run.machine.device, "model_kwargs": attention | {"dtype": "float32"}}
+        model = SentenceTransformer(str(source), **kwargs)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{experiment.model} needs code of its own (trust_remote_code), which would run "
+            "whatever its folder holds. That isn't supported: take another model"
+        ) from error
+    own = [model.prompts.get(name) for name in ("document", "passage", "corpus")]
+    prompts = {"query": experiment.query_prompt, "document": experiment.document_prompt}
+    model.prompts["document"] = next(filter(None, own), "")
+    model.prompts |= {kind: text for kind, text in prompts.items() if text is not None}
+    if model.truncate_dim is not None:
+        _say_once(f"{experiment.model} was saved with truncate_dim; loaded at full size instead")
+        model.truncate_dim = None
+    if model.similarity_fn_name == "dot":
+        _say_once(f"{experiment.model} was made for the dot product; it's searched by cosine here")
+    limit = _positions(model)
+    if limit is not None and experiment.max_seq_length > limit:
+        raise ValueError(
+            f"max_seq_length is {experiment.max_seq_length}, but {experiment.model} reads at most "
+            f"{limit} tokens: set it to that or less"
+        )
     model.max_seq_length = experiment.max_seq_length
     if model.get_embedding_dimension() != experiment.full_dim:
         raise ValueError(
@@ -60,6 +81,21 @@ def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
             "model's folder in the Hub's cache and load it again"
         )
     return model
+
+
+@lru_cache
+def _say_once(text: str) -> None:
+    print(text)
+
+
+def _positions(model: SentenceTransformer) -> int | None:
+    """How many tokens a model has positions for; None if it isn't limited by a table of them."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            # Some kinds of models count from the place after the padding's.
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - unused
+    return None
 
 
 def encode_queries(model: SentenceTransformer, texts: Sequence[str], run: Run) -> torch.Tensor:
@@ -122,13 +158,11 @@ def model_card(run: Run, results: pd.DataFrame) -> str:
     dims = ", ".join(map(str, experiment.matryoshka_dims))
     on_hub = HUB_NAMES.get(experiment.model, experiment.model)
     known = not Path(on_hub).is_absolute() and not on_hub.startswith("pypi:")
-    prompt = {
-        None: "`encode_query` adds the base model's own prompt, if it has one.",
-        "": "Queries need no prompt.",
-    }.get(
-        experiment.query_prompt,
-        f"Queries need the prompt `{experiment.query_prompt}`, which `encode_query` adds.",
-    )
+    given = {"Queries": experiment.query_prompt, "Passages": experiment.document_prompt}
+    if given["Passages"] == "":
+        del given["Passages"]
+    own = {None: "have the base model's own prompt, if it has one", "": "need no prompt"}
+    prompt = " ".join(f"{n} {own.get(p, f'need the prompt `{p}`')}." for n, p in given.items())
     data = DATA_NOTES.get(experiment.dataset, f"{_public(experiment.dataset)}; see its own terms.")
     return f"""---
 library_name: sentence-transformers

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
+# Readers' texts may hold HTML, which tables should show and not obey.
+pd.options.styler.format.escape = "html"
 # Okabe and Ito's palette, which colour-blind readers can tell apart, and one colour of Tol's.
 STYLE = {
     "bm25": ("BM25", "#7f7f7f", ":"),

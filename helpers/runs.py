@@ -65,6 +65,11 @@ def short(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
+def command_line(choice: str) -> str:
+    """Return the line that runs the notebooks with a preset or ``.toml`` file."""
+    return f"python -m helpers.run {shlex.quote(choice)}"
+
+
 def start_run(choice: str) -> "Run":
     """Begin the run of a preset or ``.toml`` file, or go on with it, and make it the current one.
 
@@ -258,7 +263,7 @@ def _remove(path: Path) -> None:
 
 
 def _how_to_make(choice: str, notebook: str) -> str:
-    line = f"python -m helpers.run {shlex.quote(choice)} --until {notebook}"
+    line = f"{command_line(choice)} --until {notebook}"
     where = "in a terminal, in the repository's folder"
     if "google.colab" in sys.modules:
         line, where = f"!cd {shlex.quote(str(ROOT))} && {line}", "in a cell"

@@ -24,9 +24,9 @@ def search(queries: torch.Tensor, corpus: torch.Tensor, k: int) -> torch.Tensor:
     """Find the ``k`` passages most similar to each query, exactly.
 
     Queries and corpus are ``(any, dim)``, of unit length. Returns ``(num_queries, k)`` row
-    numbers, best first.
+    numbers, best first; fewer if the corpus has fewer passages.
     """
-    return (queries @ corpus.T).topk(k, dim=1).indices
+    return (queries @ corpus.T).topk(min(k, len(corpus)), dim=1).indices
 
 
 def rerank(
@@ -37,7 +37,7 @@ def rerank(
     The shortlist is ``(num_queries, length)`` row numbers; all else is as for :func:`search`.
     """
     scores = torch.einsum("qd,qsd->qs", queries, corpus[shortlist])
-    return shortlist.gather(1, scores.topk(k, dim=1).indices)
+    return shortlist.gather(1, scores.topk(min(k, scores.shape[1]), dim=1).indices)
 
 
 def overlap(found: torch.Tensor, wanted: torch.Tensor) -> float:

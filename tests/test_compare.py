@@ -23,9 +23,15 @@ def test_bm25_ranks_by_shared_words_and_pads():
     assert bm25_ranking(["apples on trees"], PASSAGES, k=1).tolist() == [[0]]
 
 
-def test_bm25_refuses_passages_without_a_word():
-    with pytest.raises(ValueError, match="nothing but stop words"):
-        bm25_ranking(["a"], ["the", "of it"])
+def test_bm25_finds_nothing_in_passages_without_a_word(capsys):
+    assert bm25_ranking(["a"], ["the", "of it"], k=2).tolist() == [[-1, -1]]
+    assert "BM25 finds nothing" in capsys.readouterr().out
+
+
+def test_bm25_searches_scripts_without_spaces_by_pairs_of_characters():
+    passages = ["水壶用醋清洗,然后用清水冲净", "自行车的链条要上油", "ซ่อมจักรยานด้วยกาว"]
+    ranking = bm25_ranking(["怎么清洗水壶", "修自行车链条", "จักรยาน"], passages, k=1)
+    assert ranking.tolist() == [[0], [1], [2]]
 
 
 @pytest.mark.parametrize("num_texts", [5, 200])

@@ -68,6 +68,7 @@ def model(tmp_path):
         ("xyz = 8", "no setting called 'xyz'$"),
         ("k = 0\nseed = -1", "seed is -1: .*; k is 0: "),
         ("k = ", r"mine\.toml is not valid TOML"),
+        ('dataset = "C:\\Users\\me.csv"', "write Windows paths in single quotes"),
         ("model = 7", "model is 7: input should be a valid string"),
         ("dataset = 7", "dataset is 7: input should be a valid string"),
     ],
@@ -174,6 +175,20 @@ def test_a_model_in_a_folder_next_to_the_toml_file(toml, model):
     assert (mine.matryoshka_dims, mine.eval_dims) == ((96, 64, 32), (32, 64))
     own = toml('preset = "wikipedia"', 'model = "model"', "matryoshka_dims = [96, 24]")
     assert own.matryoshka_dims == (96, 24)
+
+
+def test_a_model_that_does_not_say_its_dimensions_takes_those_that_are_set(toml, model):
+    for file in model.rglob("*.json"):
+        file.unlink()
+    (model / "config.json").write_text("{}")
+    lines = 'preset = "wikipedia"', 'model = "model"'
+    with pytest.raises(ValueError, match="doesn't say how many dimensions it has: set full_dim"):
+        toml(*lines)
+    assert toml(*lines, "full_dim = 96").full_dim == 96
+    kind = [{"type": "sentence_transformers.models.StaticEmbedding", "path": ""}]
+    (model / "modules.json").write_text(json.dumps(kind))
+    with pytest.raises(ValueError, match="begins with StaticEmbedding: expected a transformer"):
+        toml(*lines, "full_dim = 96")
 
 
 @pytest.mark.parametrize("dim", [64, 24])

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import pytrec_eval
 import torch
@@ -142,6 +143,16 @@ def test_numpy_torch_and_bfloat16_are_scored_alike():
     assert evaluate_truncated(*halves, qrels, [8, 16]).equals(expected)
 
 
+def test_tables_integers_and_reversed_views_are_scored_too():
+    queries, corpus, qrels = random_case(5)
+    queries, corpus = (np.round(100 * m) for m in (queries, corpus))
+    expected = evaluate_truncated(queries, corpus, qrels, [8])
+    tables = [pd.DataFrame(m) for m in (queries, corpus)]
+    views = [m[:, ::-1].copy()[:, ::-1] for m in (queries, corpus)]
+    for other in (tables, views, [m.astype(np.int16) for m in (queries, corpus)]):
+        assert evaluate_truncated(*other, qrels, [8]).equals(expected)
+
+
 def test_a_gain_of_zero_is_not_relevant_and_recall_counts_all_that_are():
     row = evaluate_truncated(np.eye(4)[:1], np.eye(4), [{0: 0, 1: 1, 2: 1}], [4], k=2).iloc[0]
     assert (row["mrr@2"], row["recall@2"]) == (0.5, 0.5)
@@ -182,6 +193,9 @@ GOOD = {
         ({"qrels": [{0}, {9}, {0}, {0}]}, "qrels of query 1 name passage 9"),
         ({"qrels": [{0}, {-1}, {0}, {0}]}, "name passage -1"),
         ({"k": 0}, "k is 0"),
+        ({"qrels": ["0", "12", "1", "2"]}, "qrels of query 0 are '0': expected row numbers"),
+        ({"qrels": [{0}, {"p7"}, {1}, {2}]}, "qrels of query 1 are {'p7'}: expected row numbers"),
+        ({"query_embeddings": np.array([["a"] * 4])}, "query_embeddings holds <U1: expected num"),
     ],
 )
 def test_bad_input_is_named(bad, said):

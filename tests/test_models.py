@@ -86,6 +86,47 @@ def test_queries_get_the_prompt_and_passages_do_not(run, tmp_path):
         assert again.prompts["query"] == prompt
 
 
+@pytest.mark.parametrize("name", ["document", "passage"])
+def test_a_prompt_that_is_not_set_stays_the_models_own(run, tmp_path, name):
+    model = SentenceTransformer(str(load_model(run)[0].auto_model.name_or_path), device="cpu")
+    model.prompts = {"query": "query: ", name: "passage: "}  # E5's
+    model.save(str(tmp_path))
+    own = with_changes(run, model=str(tmp_path), query_prompt="ask: ", document_prompt=None)
+    prompts = column_prompts(load_model(own), ["query", "positive", "negative_2"])
+    assert prompts == {"query": "ask: ", "positive": "passage: ", "negative_2": "passage: "}
+    by_hand = with_changes(run, model=str(tmp_path), query_prompt="", document_prompt="")
+    plain = encode_passages(load_model(by_hand), ["passage: a text"], run)
+    assert torch.allclose(encode_passages(load_model(own), ["a text"], run), plain, atol=1e-6)
+
+
+def test_a_model_that_was_saved_truncated_is_loaded_at_full_size(run, tmp_path, capsys):
+    model = load_model(run)
+    model.truncate_dim, model.similarity_fn_name = 128, "dot"
+    model.save(str(tmp_path))
+    mine = with_changes(run, model=str(tmp_path))
+    for _ in range(2):
+        assert encode_passages(load_model(mine), TEXTS, mine).shape == (4, 384)
+    said = capsys.readouterr().out
+    assert said.count("was saved with truncate_dim") == said.count("for the dot product") == 1
+
+
+def test_more_tokens_than_the_model_has_places_for_are_refused(run, tmp_path):
+    assert load_model(with_changes(run, max_seq_length=512)).max_seq_length == 512
+    with pytest.raises(ValueError, match=r"is 513, but .* reads at most 512 tokens"):
+        load_model(with_changes(run, max_seq_length=513))
+
+
+def test_a_model_with_code_of_its_own_is_refused_and_runs_none_of_it(run, tmp_path):
+    load_model(run).save(str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    auto = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}
+    more = {"model_type": "own", "auto_map": auto}
+    (tmp_path / "config.json").write_text(json.dumps(config | more))
+    (tmp_path / "own.py").write_text("raise SystemExit('it ran')")
+    with pytest.raises(ValueError, match=r"needs code of its own \(trust_remote_code\)"):
+        load_model(with_changes(run, model=str(tmp_path)))
+
+
 def test_texts_are_cut_at_the_longest_length_of_the_experiment(run):
     model = load_model(with_changes(run, max_seq_length=8))
     words = "one two three four five six seven eight nine ten"
@@ -218,5 +259,7 @@ def test_the_card_and_the_result_to_share_hold_scores_and_how_they_were_made(run
         (None, "base model's own prompt"),
     ],
 )
-def test_the_card_says_which_prompt_queries_need(run, prompt, said):
+def test_the_card_says_which_prompts_texts_need(run, prompt, said):
     assert said in model_card(with_changes(run, query_prompt=prompt), RESULTS)
+    card = model_card(with_changes(run, document_prompt="passage: "), RESULTS)
+    assert "Passages need the prompt `passage: `." in card

@@ -93,3 +93,8 @@ def test_a_figure_is_shown_with_its_alt_text_and_closed(monkeypatch):
     assert image.data.startswith(b"\x89PNG") and image.alt == "Tuned is above base."
     assert metadata == {"image/png": {"alt": "Tuned is above base."}}
     assert not plt.get_fignums()
+
+
+def test_html_in_texts_is_shown_and_not_obeyed():
+    page = pd.DataFrame({"title": ["<script>x</script> & so on"]}).style.to_html()
+    assert "&lt;script&gt;x&lt;/script&gt; &amp; so on" in page

@@ -28,6 +28,13 @@ def test_search_is_exact_and_rerank_orders_a_shortlist_at_full_size(seed, k, len
     assert rerank(queries, corpus, shortlist, k).tolist() == expected
 
 
+def test_a_shortlist_longer_than_the_corpus_is_the_corpus():
+    queries, corpus = unit(2, 8), unit(5, 8, seed=1)
+    shortlist = search(queries, corpus, 9)
+    assert shortlist.shape == (2, 5)
+    assert rerank(queries, corpus, shortlist, 9).equal(shortlist)
+
+
 def test_overlap_is_the_share_of_what_is_wanted():
     assert overlap(torch.tensor([[1, 2, 7], [3, 4, 5]]), torch.tensor([[2, 9], [4, 3]])) == 0.75
 

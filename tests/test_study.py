@@ -16,7 +16,8 @@ from torch.nn.functional import cross_entropy, kl_div, normalize
 from helpers.config import PRESETS, ROOT
 from helpers.models import encode_passages, load_model
 from helpers.runs import start_run
-from helpers.triplets import RetrievalData, collect, gather
+from helpers.triplets import RetrievalData, collect
+from tests.test_triplets import gather
 from tools import command, study
 from tools.recipes import make_loss, mine, recipe_of
 from tools.study import Distilled, Idea, Study, differences, ideas, intervals, jobs, summary

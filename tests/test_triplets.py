@@ -13,7 +13,6 @@ from helpers.triplets import (
     SPLITS,
     TripletFilter,
     collect,
-    gather,
     load_data,
     normalise,
     stream_rows,
@@ -25,8 +24,9 @@ LONG = "a passage with more than enough words to be kept by every rule that ther
 QUERY = "what is this about"
 
 
-def row(query=QUERY, positive=LONG, **more):
-    return {"query": query, "positive": positive, **more}
+def row(query=QUERY, positive=LONG, negative=None, **more):
+    negatives = negative if isinstance(negative, list) else [negative]
+    return {"query": query, "positive": positive, "negative": negatives, **more}
 
 
 def numbered(count, **more):
@@ -42,17 +42,30 @@ def kept_of(rows, **changes):
     return kept
 
 
+def gather(experiment):
+    """Read as notebook 2 does: until there is enough, or the source ends."""
+    kept = TripletFilter(experiment)
+    for one in stream_rows(experiment):
+        kept.add(one)
+        enough = experiment.num_queries is not None and not kept.missing()
+        if enough or kept.num_read == experiment.max_rows:
+            break
+    return kept
+
+
 # --- What is kept ---
 
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ({"positive": None}, "passage not a string"),
-        ({"positive": 3}, "passage not a string"),
+        ({"positive": None}, "passage missing"),
+        ({"positive": 3}, "passage is a int, not text"),
+        ({"positive": [LONG]}, "passage is a list, not text"),
+        ({"positive": " NULL"}, "passage is 'NULL'"),
         ({"positive": "  "}, "passage empty"),
         ({"positive": "too few words"}, "passage too short"),
-        ({"negative": LONG.upper()}, "negative is the positive"),
+        ({"negative": ["another", LONG.upper()]}, "negative is the positive"),
         ({"positive": "half a sign \ud800"}, "passage not valid Unicode"),
         ({"unreadable": "not valid JSON"}, "not valid JSON"),
     ],
@@ -69,7 +82,9 @@ def test_a_bad_row_is_dropped_and_counted_with_its_place(bad, reason):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"query": None}, "query not a string"),
+        ({"query": None}, "query missing"),
+        ({"query": "nan"}, "query is 'nan'"),
+        ({"query": LONG.upper()}, "query is its passage"),
         ({"query": ""}, "query empty"),
         ({"query": "\u200b\ufeff \u00ad"}, "query empty"),
         ({"query": "two words"}, "query too short"),
@@ -101,7 +116,7 @@ def test_equal_passages_share_one_id_and_a_query_keeps_all_of_them():
         row("WHO was that man", LONG.title()),
         *(row(f"query number {i}", f"{LONG} {i}") for i in range(3)),
     ]
-    kept = kept_of(rows, num_dev=1, num_test=1, batch_size=2)
+    kept = kept_of(rows, num_dev=1, num_test=1, batch_size=2, k=2)
     first = [(r["query"], r["positive"]) for r in kept.rows[:3]]
     assert first == [
         ("Who Was  That man", LONG),
@@ -213,13 +228,37 @@ def test_a_smaller_training_set_leaves_dev_test_and_the_corpus_as_they_are():
         assert fewer.split(name)[0] == small().split(name)[0]
 
 
-def test_the_sources_own_negatives_are_trained_on_and_are_in_the_corpus():
-    data = small([*numbered(20), *(one | {"negative": None} for one in numbered(30)[20:])])
+def test_the_sources_own_negatives_are_trained_on_and_bm25_adds_what_is_missing(capsys):
+    rest = [row(f"query number {i}", f"{LONG} {i}", negative=["nan"]) for i in range(20, 30)]
+    data = small([*numbered(20), *rest])
     rows = data.training_rows()
-    assert (rows["negative"].str[3:] == rows["query"].str[13:]).all()
-    assert {*rows["negative"]} <= {*data.passages["text"]}
-    train = data.queries[data.queries["split"] == "train"]
-    assert len(rows) == train["negative"].notna().sum() < len(train) == 23
+    assert len(rows) == (data.queries["split"] == "train").sum() == 23
+    own = rows["negative"].str[3:] == rows["query"].str[13:]
+    added = rows[~own]
+    assert {*added["query"]} <= {one["query"] for one in rest}
+    assert f"{len(added)} training queries lack a negative (of 1)" in capsys.readouterr().out
+    assert {*added["negative"]} <= {*rows["positive"]}, "training passages only"
+    assert (added["negative"] != added["positive"]).all()
+
+
+def test_several_negatives_of_a_row_are_several_columns():
+    three = [f"{word} is wrong" for word in ("this", "that", "it")]
+    rows = small([*numbered(20, negative=three), *numbered(22, negative=three[:1])[20:]])
+    rows = rows.training_rows()
+    assert [*rows] == ["query", "positive", "negative", "negative_2", "negative_3"]
+    assert rows.notna().all(axis=None)
+    assert (rows["negative"] == three[0]).all()
+
+
+def test_what_looks_odd_is_said(capsys):
+    small([row(f"query number {i}", f"{LONG} {i % 4}") for i in range(16)], k=2)
+    assert "16 of 16 queries share their passage" in (said := capsys.readouterr().out)
+    assert "That's most of them" in said
+    small([*numbered(16), row("a new query", LONG + " &amp; it\u00e2\u20ac\u2122s odd")])
+    assert "1 passages hold HTML or broken characters" in (said := capsys.readouterr().out)
+    assert "share" not in said
+    small()
+    assert capsys.readouterr().out == ""
 
 
 def test_a_negative_is_never_a_passage_that_answers_its_query():
@@ -262,10 +301,9 @@ def own(tmp_path, name, more=NAMES, rows=OWN):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
-def test_a_file_of_each_type_makes_a_collection(tmp_path, suffix, capsys):
+def test_a_file_of_each_type_makes_a_collection(tmp_path, suffix):
     experiment = own(tmp_path, f"mine{suffix}", NAMES + 'negative_column = "wrong"\n')
     data = collect(gather(experiment))
-    assert "read 40 rows; the source has no more\n" in capsys.readouterr().out
     assert data.queries["split"].value_counts().to_dict() == {"train": 30, "dev": 5, "test": 5}
     assert {*data.training_rows()["negative"]} <= {one["wrong"] for one in OWN}
     assert len(data.passages) == 80
@@ -276,7 +314,18 @@ def test_usual_names_need_no_setting_and_a_negative_may_come_late(tmp_path, quer
     lines = [{query: "a", "positive": "b"}, {query: "c", "positive": "d", "negative": "e"}]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
     rows = list(stream_rows(own(tmp_path, "mine.jsonl", "")))
-    assert [(r["query"], r["negative"]) for r in rows] == [("a", None), ("c", "e")]
+    assert [(r["query"], r["negative"]) for r in rows] == [("a", [None]), ("c", ["e"])]
+
+
+def test_negatives_may_be_lists_or_numbered_columns(tmp_path):
+    lines = [
+        {"query": "a", "positive": "b", "negative": ["c", "d"], "negative_1": "e"},
+        {"query": "f", "positive": "g", "negative_1": "h", "negative_2": "i", "negatives": "no"},
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = list(stream_rows(own(tmp_path, "mine.jsonl", "")))
+    found = [[text for text in row["negative"] if text] for row in rows]
+    assert found == [["c", "d", "e"], ["h", "i"]]
 
 
 @pytest.mark.parametrize(
@@ -300,7 +349,7 @@ def test_bad_rows_of_a_file_are_counted_by_line_and_the_rest_is_used(tmp_path):
     kept = gather(own(tmp_path, "mine.jsonl"))
     assert kept.places == {
         "dropped: not valid JSON": ["line 4"],
-        "dropped: passage not a string": ["line 9"],
+        "dropped: passage missing": ["line 9"],
     }
     assert kept.counts["kept: a new query"] == 38
     assert gather(own(tmp_path, "mine.jsonl", NAMES + "max_rows = 7\n")).num_read == 7
@@ -308,7 +357,14 @@ def test_bad_rows_of_a_file_are_counted_by_line_and_the_rest_is_used(tmp_path):
 
 def test_too_few_rows_say_how_many_there_are_and_how_many_are_needed(tmp_path):
     kept = gather(own(tmp_path, "mine.csv", rows=OWN[:10]))
-    with pytest.raises(ValueError, match="gives 10 queries, but 14 are needed: num_test 5, num_d"):
+    with pytest.raises(ValueError, match="gives 10 queries, but 14 are needed: num_test 5") as said:
+        collect(kept)
+    assert re.search(r"10 rows:\n.*\nkept: a new query +10", str(said.value), re.DOTALL)
+
+
+def test_fewer_passages_than_searches_look_at_are_refused_before_any_work(tmp_path):
+    kept = gather(own(tmp_path, "mine.csv", NAMES + "k = 41\n"))
+    with pytest.raises(ValueError, match="gives 40 passages, but k is 41"):
         collect(kept)
 
 

@@ -16,7 +16,15 @@ import pandas as pd
 
 from helpers.config import ROOT
 from helpers.plots import markdown_table
-from helpers.runs import FURTHER, NOTEBOOKS, ArtifactError, Run, atomic_write, short
+from helpers.runs import (
+    FURTHER,
+    NOTEBOOKS,
+    ArtifactError,
+    Run,
+    atomic_write,
+    command_line,
+    short,
+)
 from tools import command
 from tools.report import draw_scores, markdown, write_report
 
@@ -57,7 +65,7 @@ def executed_notebooks(
         source = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
         done = nbformat.read(path, as_version=4) if path.is_file() else None
         if problem := _problem(done, source, run):
-            again = f"python -m helpers.run {run.choice}" + " --further" * (name in FURTHER)
+            again = command_line(run.choice) + " --further" * (name in FURTHER)
             raise ArtifactError(f"{short(path)} {problem}; run again: {again}")
         # The text may have been mended since.
         for cell, ran in zip(code_cells(source), code_cells(done), strict=True):
@@ -93,7 +101,7 @@ def publish(run: Run, root: Path = ROOT) -> list[Path]:
         ArtifactError: the run isn't finished, or its parts don't belong together.
         ValueError: README.md has no place for the tables.
     """
-    name, again = run.experiment.name, f"run again: python -m helpers.run {run.choice}"
+    name, again = run.experiment.name, f"run again: {command_line(run.choice)}"
     tables = {name: run.load("results.csv"), f"{name}_differences": run.load("differences.csv")}
     for table in tables.values():
         if {*table["run"]} != {run.id}:

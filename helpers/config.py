@@ -124,7 +124,9 @@ STAGES = {
 _WIKIPEDIA = Experiment(name="wikipedia")
 PRESETS = {
     "wikipedia": _WIKIPEDIA,
-    "smoke": _WIKIPEDIA.replace(name="smoke", max_rows=600, num_dev=60, num_test=80, evals=2),
+    "smoke": _WIKIPEDIA.replace(
+        name="smoke", max_rows=600, num_dev=60, num_test=80, evals=2, max_seq_length=32
+    ),
     "msmarco": Experiment(
         name="msmarco",
         model="BAAI/bge-base-en-v1.5",

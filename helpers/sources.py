@@ -262,8 +262,9 @@ def _header(path: Path, reader) -> list[str]:
     names = next((values for values in reader if values), [])
     if names and names[0].lower().startswith("sep="):
         raise ValueError(f"{path} begins with Excel's line {names[0]!r}: delete it")
-    if len(names) == 1 and (other := next((sign for sign in ";\t|" if sign in names[0]), None)):
-        raise ValueError(f"{path} separates its columns by {other!r}: save it with commas")
+    others, wanted = (",;|", "tabs") if path.suffix.lower() == ".tsv" else (";\t|", "commas")
+    if len(names) == 1 and (other := next((sign for sign in others if sign in names[0]), None)):
+        raise ValueError(f"{path} separates its columns by {other!r}: save it with {wanted}")
     return _distinct(path, names)
 
 
@@ -273,7 +274,7 @@ def _distinct(path: Path, names: list[str]) -> list[str]:
     return names
 
 
-def _parquet(path: Path, columns: Collection[str]) -> Iterator[Row]:
+def _parquet(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
     with pyarrow.parquet.ParquetFile(path) as file:
         for name in columns or ():
             kind = file.schema_arrow.field(name).type

@@ -101,6 +101,15 @@ def test_dimensions_are_whole_numbers(path):
         assert table[column].dropna().str.fullmatch(r"\d+").all(), column
 
 
+def test_the_databases_find_what_faiss_finds():
+    said = "".join(map(text_of, outputs(committed("going_further/databases"))))
+    shares = [float(share) for share in re.findall(r"([\d.]+)% of FAISS's answers", said)]
+    assert len(shares) == 5 and min(shares) > 94 and sorted(shares)[1] > 98  # signs are coarser
+    few, enough = (int(share) for share in re.findall(r"(\d+)% of the exact answers", said))
+    assert few < 60 and enough > 95, "a graph filters too late unless it goes on"
+    assert said.count("refused: ") == 4
+
+
 def test_the_searches_are_of_the_published_model_and_complete():
     fingerprint = SEARCH["model"].unique().item()
     shown = [text_of(output) for name in NOTEBOOKS[3:] for output in outputs(committed(name))]

@@ -215,7 +215,8 @@ def test_a_parquet_file_is_read_by_parts(tmp_path):
         ("mine.txt", b"", "unsupported file type; expected one of .jsonl, .csv, .tsv, .parquet"),
         ("mine.csv", b"query,positive\nno\xff,utf\n", "byte 17, in line 2; save it as UTF-8"),
         ("mine.csv", gzip.compress(b"query,positive\n"), "it looks like gzip; unpack it"),
-        ("mine.csv", b"query;positive\na;b\n", "separates its columns by ';'"),
+        ("mine.csv", b"query;positive\na;b\n", "columns by ';': save it with commas"),
+        ("mine.tsv", b"query,positive\na,b\n", "columns by ',': save it with tabs"),
         (
             "mine.csv",
             b"sep=;\nquery;positive\na;b\n",

@@ -4,7 +4,7 @@ import os
 import platform
 import re
 import statistics
-import time
+import timeit
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -71,12 +71,7 @@ def autocast(machine: Machine, precision: str):
 def median_seconds(action: Callable[[], object], repeats: int = 7) -> float:
     """Time ``action``: the median seconds of ``repeats`` calls, after one to warm up."""
     action()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(timeit.repeat(action, number=1, repeat=repeats))
 
 
 def read_bandwidth(num_bytes: int) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
@@ -153,57 +154,28 @@ def with_rotation(model: SentenceTransformer, rotation: torch.Tensor) -> Sentenc
 
 
 def model_card(run: Run, results: pd.DataFrame) -> str:
-    """Write the README.md of a run's model, with the scores that notebook 5 found."""
+    """Fill in ``model_card.md``, the README.md of a run's model, with notebook 5's scores."""
     experiment = run.experiment
-    dims = ", ".join(map(str, experiment.matryoshka_dims))
     on_hub = HUB_NAMES.get(experiment.model, experiment.model)
     known = not Path(on_hub).is_absolute() and not on_hub.startswith("pypi:")
-    given = {"Queries": experiment.query_prompt, "Passages": experiment.document_prompt}
-    if given["Passages"] == "":
-        del given["Passages"]
-    own = {None: "have the base model's own prompt, if it has one", "": "need no prompt"}
-    prompt = " ".join(f"{n} {own.get(p, f'need the prompt `{p}`')}." for n, p in given.items())
-    data = DATA_NOTES.get(experiment.dataset, f"{_public(experiment.dataset)}; see its own terms.")
-    return f"""---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-{f"base_model: {on_hub}" if known else ""}
-tags: [sentence-transformers, matryoshka, retrieval]
----
-
-# {_public(on_hub).rpartition("/")[2]}, fine-tuned with Matryoshka Representation Learning
-
-A sentence embedding model of {experiment.full_dim} dimensions. It was trained so that its first
-{dims} dimensions are usable on their own.
-
-```python
-from sentence_transformers import SentenceTransformer
-
-# the folder's path, or its name on the Hub
-model = SentenceTransformer("path/to/this/folder", truncate_dim={experiment.small_dim})
-queries = model.encode_query(["..."], normalize_embeddings=True)
-passages = model.encode_document(["..."], normalize_embeddings=True)
-```
-
-Keep `normalize_embeddings=True`: a prefix isn't of unit length by itself. {prompt}
-
-## Scores
-
-{_scores(run, results)}
-
-*Plain MNRL* is the same fine-tuning without Matryoshka. *Rotated* embeddings are turned to the
-directions in which the training passages vary most. Compare with both to see what is due to the
-recipe.
-
-## Training
-
-Data: {data}
-
-{"Rotated before training. " if experiment.rotate else ""}{experiment.epochs} epoch(s), batch \
-{experiment.batch_size}, learning rate {experiment.learning_rate}, texts of up to \
-{experiment.max_seq_length} tokens, seed {experiment.seed}, run {run.id}, {run.precision} on \
-{run.machine.processor}. {_made_with()}
-"""
+    about = ModelCardData(
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        base_model=on_hub if known else None,
+        tags=["sentence-transformers", "matryoshka", "retrieval"],
+    )
+    unknown = f"{_public(experiment.dataset)}; see its own terms."
+    card = ModelCard.from_template(
+        about,
+        template_path=str(Path(__file__).with_name("model_card.md")),
+        run=run,
+        experiment=experiment,
+        title=_public(on_hub).rpartition("/")[2],
+        data=DATA_NOTES.get(experiment.dataset, unknown),
+        scores=_scores(run, results),
+        made_with=_made_with(),
+    )
+    return str(card)
 
 
 def result_to_share(run: Run, results: pd.DataFrame) -> str:

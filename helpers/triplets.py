@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers.compare import bm25_ranking
 from helpers.config import Experiment
 from helpers.runs import Run
 from helpers.sources import (
@@ -296,32 +295,26 @@ class RetrievalData:
         """The ids of the passages that are relevant to training queries."""
         return sorted(set().union(*self.split("train")[1]))
 
-    def training_rows(self) -> pd.DataFrame:
-        """One row for each training query: ``query``, ``positive`` (its first passage), and if
-        the source has negatives ``negative``, ``negative_2`` and so on, as many as most queries
-        have. A query that has fewer gets the training passages that BM25 ranks highest for it.
+    def pairs(self, split: str) -> pd.DataFrame:
+        """Each query of a split with each passage that answers it: ``query``, ``positive``."""
+        chosen = self.qrels[self.qrels["query"].map(self.queries["split"]) == split]
+        query, passage = chosen["query"], chosen["passage"]
+        query, passage = query.map(self.queries["text"]), passage.map(self.passages["text"])
+        return pd.DataFrame({"query": query, "positive": passage}).reset_index(drop=True)
+
+    def training_rows(self, num_negatives: int = 0) -> pd.DataFrame:
+        """One row for each training query: ``query``, ``positive`` (its first passage), then
+        ``negative``, ``negative_2`` and so on. As many as most queries have in the source, or
+        ``num_negatives`` if none has any; None where a query lacks one.
         """
-        train = self.queries[self.queries["split"] == "train"]
-        first = self.qrels.drop_duplicates("query").set_index("query")["passage"]
-        texts, relevant = self.passages["text"], self.split("train")[1]
-        rows = pd.DataFrame({"query": train["text"], "positive": texts[first[train.index]].array})
-        own = [[*row] if row is not None else [] for row in train["negative"]]
-        usual = Counter(map(len, filter(None, own))).most_common(1)
-        most = usual[0][0] if usual else 0
-        short = [number for number, row in enumerate(own) if len(row) < most]
-        if short:
-            print(f"{len(short):,} training queries lack a negative (of {most}): BM25 adds it")
-            ids = self.train_passages()
-            asked, found = [train["text"].iloc[n] for n in short], texts[ids].tolist()
-            ranked = bm25_ranking(asked, found, k=100)
-            for number, ranking in zip(short, ranked, strict=True):
-                better = [ids[place] for place in ranking if place >= 0]
-                for passage in dict.fromkeys(better + ids):  # if no word is shared, take any
-                    if len(own[number]) < most and passage not in relevant[number]:
-                        own[number].append(texts[passage])
-        for place in range(most):
-            rows[f"negative_{place + 1}" if place else "negative"] = [row[place] for row in own]
-        return rows.reset_index(drop=True)
+        rows = self.pairs("train").drop_duplicates("query", ignore_index=True)
+        found = self.queries.loc[self.queries["split"] == "train", "negative"]
+        own = [() if texts is None else texts for texts in found]
+        usual = Counter(map(len, filter(len, own))).most_common(1)
+        for place in range(usual[0][0] if usual else num_negatives):
+            name = f"negative_{place + 1}" if place else "negative"
+            rows[name] = [texts[place] if place < len(texts) else None for texts in own]
+        return rows
 
 
 def load_data(run: Run) -> RetrievalData:

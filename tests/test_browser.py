@@ -19,14 +19,10 @@ import nbformat
 import psutil
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 from helpers.config import ROOT
 from helpers.runs import NOTEBOOKS
-
-sync_api = pytest.importorskip("playwright.sync_api")
-FOUND = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-CHROMIUM = next(filter(None, FOUND), None)
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
 
 READ = ("notebooks", "helpers", "results", "README.md")  # by the notebooks
 PICTURES = ROOT / "runs" / "browser"
@@ -150,17 +146,8 @@ def end(server: subprocess.Popen) -> None:
         server.wait()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-dev-shm-usage"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture(scope="module", params=NOTEBOOKS)
-def notebook(request, lab, browser):
+def notebook(request, browser, lab):
     """Each notebook after Run All. They build on each other, and go through the tests in order."""
     (address, token), name = lab, request.param
     page = browser.new_page(viewport={"width": 1300, "height": 1000})
@@ -220,7 +207,7 @@ def test_the_whole_notebook_makes_a_picture(notebook):
 
 
 def test_the_slider_answers_to_the_keyboard(notebook):
-    box, expect = notebook.page.locator(".widget-interact"), sync_api.expect
+    box = notebook.page.locator(".widget-interact")
     expect(box).to_have_count(int(notebook.name == "05_evaluation"))
     if box.count():
         table, patience = box.locator("table"), {"timeout": ANSWER * 1000}

@@ -4,11 +4,10 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import os
-import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 from datasets import Dataset
@@ -111,7 +110,7 @@ class Kill(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
+            psutil.Process().kill()
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +124,7 @@ def trained(tiny, tmp_path_factory):
             if name == "killed":
                 code = f"from tests.test_training import *; fine_tune({tiny!r}, Kill())"
                 done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
-                assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+                assert done.returncode not in (0, 1), done.stderr.decode()
                 assert [*folder.glob("tiny/checkpoints/tuned-*/checkpoint-4")]
                 assert not is_trained(start_run(tiny), "tuned")
             with contextlib.redirect_stdout(io.StringIO()) as said:

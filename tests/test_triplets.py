@@ -228,17 +228,16 @@ def test_a_smaller_training_set_leaves_dev_test_and_the_corpus_as_they_are():
         assert fewer.split(name)[0] == small().split(name)[0]
 
 
-def test_the_sources_own_negatives_are_trained_on_and_bm25_adds_what_is_missing(capsys):
+def test_the_sources_own_negatives_are_kept_and_what_is_missing_is_left_to_mining():
     rest = [row(f"query number {i}", f"{LONG} {i}", negative=["nan"]) for i in range(20, 30)]
     data = small([*numbered(20), *rest])
-    rows = data.training_rows()
+    rows = data.training_rows(num_negatives=3)
+    assert [*rows] == ["query", "positive", "negative"], "as many as the source has"
     assert len(rows) == (data.queries["split"] == "train").sum() == 23
-    own = rows["negative"].str[3:] == rows["query"].str[13:]
-    added = rows[~own]
-    assert {*added["query"]} <= {one["query"] for one in rest}
-    assert f"{len(added)} training queries lack a negative (of 1)" in capsys.readouterr().out
-    assert {*added["negative"]} <= {*rows["positive"]}, "training passages only"
-    assert (added["negative"] != added["positive"]).all()
+    lacking = rows[rows["negative"].isna()]
+    assert {*lacking["query"]} == {one["query"] for one in rest} & {*rows["query"]}
+    own = rows.dropna()
+    assert (own["negative"].str[3:] == own["query"].str[13:]).all()
 
 
 def test_several_negatives_of_a_row_are_several_columns():
@@ -246,8 +245,20 @@ def test_several_negatives_of_a_row_are_several_columns():
     rows = small([*numbered(20, negative=three), *numbered(22, negative=three[:1])[20:]])
     rows = rows.training_rows()
     assert [*rows] == ["query", "positive", "negative", "negative_2", "negative_3"]
-    assert rows.notna().all(axis=None)
+    assert rows["negative_3"].isna().sum() < 3
     assert (rows["negative"] == three[0]).all()
+    plain = small(numbered(30, negative=None)).training_rows(num_negatives=2)
+    assert [*plain.columns[2:]] == ["negative", "negative_2"]
+    assert plain[["negative", "negative_2"]].isna().all(axis=None)
+
+
+def test_mining_is_told_all_right_answers_and_training_sees_the_first():
+    data = small([*numbered(30), *(row(f"query number {i}", f"{LONG} {i} too") for i in range(30))])
+    pairs, rows = data.pairs("train"), data.training_rows()
+    assert len(pairs) == 2 * len(rows) == 2 * (data.queries["split"] == "train").sum()
+    numbers = pairs["query"].str.removeprefix("query number ")
+    assert (pairs["positive"].str.removesuffix(" too") == f"{LONG} " + numbers).all()
+    assert not rows["positive"].str.endswith("too").any()
 
 
 def test_what_looks_odd_is_said(capsys):

@@ -1,0 +1,101 @@
+"""The book: built from the committed notebooks, and walked through without a network."""
+
+import functools
+import http.server
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+import pytest
+
+from tools.book import build
+
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1300, "height": 900}
+LINKS = "links => links.map((link) => link.getAttribute('href'))"
+ANCHORS = "elements => elements.map((element) => element.id)"
+NAMELESS = "images => images.filter((image) => !image.alt).map((image) => image.outerHTML)"
+EMPTY = "images => images.filter((image) => !image.naturalWidth).map((image) => image.src)"
+WIDTH = "() => document.documentElement.scrollWidth"
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    """The book's folder, and the address at which it's served."""
+    folder = tmp_path_factory.mktemp("book")
+    assert build(folder) == 0
+    handler = functools.partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def walk(book, browser):
+    """Opens pages in a browser that reaches only the book. Keeps what went wrong, by address."""
+    _, address = book
+    page, wrong = browser.new_page(), []
+    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("requestfailed", lambda request: wrong.append(request.url))
+    page.route(lambda url: not url.startswith(address), lambda route: route.abort())
+
+    def visit(name, size=DESK):
+        page.set_viewport_size(size)
+        page.goto(address + name, wait_until="networkidle")
+        return page
+
+    yield visit, wrong
+    page.close()
+
+
+def pages(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.html"))
+
+
+def test_every_page_is_whole_without_a_network_and_fits_a_phone(book, walk):
+    visit, wrong = walk
+    for name in pages(book[0]):
+        page = visit(name)
+        assert page.locator("article img, main img").evaluate_all(NAMELESS) == [], name
+        assert page.locator("img").evaluate_all(EMPTY) == [], name
+        assert visit(name, PHONE).evaluate(WIDTH) <= PHONE["width"], name
+        assert wrong == [], name
+
+
+def test_every_link_leads_to_something(book, walk):
+    visit, _ = walk
+    anchors, links = {}, set()
+    for name in pages(book[0]):
+        page = visit(name)
+        anchors[name] = {"", *page.locator("[id]").evaluate_all(ANCHORS)}
+        found = page.locator("a[href]").evaluate_all(LINKS)
+        links |= {(name, *urldefrag(urljoin(page.url, link))) for link in found}
+    for name, target, anchor in links:
+        if target.startswith(book[1]):
+            path = unquote(urlsplit(target).path).strip("/") or "index.html"
+            assert (book[0] / path).is_file(), f"{name} links to {path}"
+            assert unquote(anchor) in anchors.get(path, {""}), f"{name} links to {path}#{anchor}"
+
+
+def test_the_search_finds_a_setting_in_the_notebook_that_explains_it(walk):
+    visit, _ = walk
+    page = visit("search.html?q=truncate_dim")
+    page.wait_for_selector("#search-results li a")
+    found = page.locator("#search-results li a").evaluate_all(LINKS)
+    assert any("06_deployment" in link for link in found)
+
+
+def test_a_notebook_is_there_to_download_with_its_solutions_folded(book, walk):
+    visit, _ = walk
+    page = visit("notebooks/05_evaluation.html")
+    with page.expect_download() as download:
+        page.get_by_text("Download this notebook").click()
+    assert download.value.suggested_filename == "05_evaluation.ipynb"
+    assert page.get_by_text("Show the solutions").is_visible()
+    assert not page.get_by_text("Solutions to the exercises of 05_evaluation").is_visible()

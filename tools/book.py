@@ -1,0 +1,116 @@
+"""Build the book: ``python -m tools.book`` makes web pages of the committed notebooks.
+
+The pages are of README.md, the notebooks, their glossary and scripts, and the measured results.
+They go to ``runs/book/`` and need no network. No notebook is run.
+"""
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from sphinx.application import Sphinx
+
+from helpers.config import ROOT
+from helpers.runs import FURTHER, NOTEBOOKS, runs_folder, short
+
+COLAB = "https://colab.research.google.com/github"
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^():#\s]+)(#[^)\s]*)?\)")
+CONTENTS = {
+    "The series": NOTEBOOKS,
+    "Going further": FURTHER,
+    "More": ("../run", "scripts/README", "glossary", "../results/README"),
+}
+
+
+def write_sources(folder: Path) -> None:
+    """Write what Sphinx reads: copies, with solutions and links for download added."""
+    for part in ("notebooks", "results"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.csv"))
+    shutil.copytree(ROOT / "notebooks", folder / "download")
+    for name in ("__init__.py", "config.py"):
+        shutil.copy(ROOT / "helpers" / name, folder)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    first_screen, rest = readme.split("\n## Run it\n")
+    (folder / "index.md").write_text(first_screen + _contents(), encoding="utf-8")
+    (folder / "run.md").write_text(f"# Run it yourself\n{rest}", encoding="utf-8")
+    for name in NOTEBOOKS + FURTHER:
+        path = folder / "notebooks" / f"{name}.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        _complete(notebook, name)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = _mend_links(cell.source, path, folder)
+        nbformat.write(notebook, path)
+    for path in folder.rglob("*.md"):
+        text = _mend_links(path.read_text(encoding="utf-8"), path, folder)
+        path.write_text(text, encoding="utf-8")
+
+
+def _contents() -> str:
+    trees = []
+    for caption, names in CONTENTS.items():
+        pages = "\n".join(os.path.normpath(f"notebooks/{name}") for name in names)
+        trees.append(f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n")
+    return "".join(trees)
+
+
+def _complete(notebook, name: str) -> None:
+    """Add links to the notebook itself, the figures' alt texts, and the solutions, folded."""
+    title, _, rest = notebook.cells[0].source.partition("\n")
+    links = f"{{download}}`Download this notebook </download/{name}.ipynb>`"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    address = re.search('REPOSITORY = "(?:https://github.com/)?(.*)"', code[0].source)[1]
+    if address:
+        links += f" · [Open it in Colab]({COLAB}/{address}/blob/HEAD/notebooks/{name}.ipynb)"
+    notebook.cells[0].source = f"{title}\n\n{links}\n{rest}"
+    for cell in code:
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                alt = output.metadata["image/png"]["alt"]
+                cell.metadata["mystnb"] = {"image": {"alt": alt}}
+    solution = ROOT / "notebooks" / "exercises" / "solutions" / f"{name}.py"
+    if solution.is_file():
+        cell = nbformat.v4.new_code_cell(solution.read_text(encoding="utf-8"))
+        show = {"code_prompt_show": "Show the solutions", "code_prompt_hide": "Hide the solutions"}
+        cell.metadata |= {"tags": ["hide-input"], "mystnb": show}
+        notebook.cells.insert(-1, cell)
+
+
+def _mend_links(text: str, page: Path, folder: Path) -> str:
+    """Point links at the pages of the book; what isn't in it keeps its name and loses its link."""
+
+    def mended(link: re.Match) -> str:
+        name, target, anchor = link.groups(default="")
+        path = Path(os.path.normpath(page.parent / target))
+        if path == folder / "README.md":
+            target = os.path.relpath(folder / ("run.md" if anchor else "index.md"), page.parent)
+        elif path.parent == folder / "helpers":
+            target = path.name
+        elif not path.is_file():
+            return name
+        return f"[{name}]({target}{anchor})"
+
+    return LINK.sub(mended, text)
+
+
+def build(target: Path) -> int:
+    """Build the book in a folder; return 0, or 1 if there was a warning."""
+    with tempfile.TemporaryDirectory() as name:
+        source, doctrees = Path(name).resolve() / "source", Path(name) / "doctrees"
+        write_sources(source)
+        shutil.rmtree(target, ignore_errors=True)
+        here = Path(__file__).parent
+        app = Sphinx(source, here, target, doctrees, "html", status=None, warningiserror=True)
+        app.build()
+    return app.statuscode
+
+
+if __name__ == "__main__":
+    target = runs_folder() / "book"
+    failed = build(target)
+    print(f"{short(target)}/index.html")
+    sys.exit(failed)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 # Several GPUs would multiply the batch, so the notebooks use one; scripts/train_many.py uses all.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+# On macOS torch and FAISS each bring an OpenMP, and the second one to start would end the process.
+os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "TRUE")
 import torch
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

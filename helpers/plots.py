@@ -121,7 +121,7 @@ def lines(
         ylabel: What is drawn.
         intervals: The same rows and columns, with half the width of each score's interval.
     """
-    figure, axes = plt.subplots(figsize=(7.5, 4.2))
+    figure, axes = plt.subplots(figsize=(6, 3.8))
     ends = {}
     for model, row in frame.iterrows():
         label, colour, line = STYLE[model]
@@ -153,14 +153,15 @@ def label_ends(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:
         ends: For each name the height of its line's end, and its colour.
     """
     low, high = axes.get_ylim()
-    gap = (high - low) * 0.062
+    gap = (high - low) * 0.068
     names = sorted(ends, key=lambda name: ends[name][0])
     heights = [ends[name][0] for name in names]
-    for _ in range(100):  # push pairs that are too close apart
+    for _ in range(100):  # push pairs that are too close apart, and none into the title
         for i in range(1, len(heights)):
             if (short := gap - (heights[i] - heights[i - 1])) > 0:
                 heights[i - 1] -= short / 2
                 heights[i] += short / 2
+        heights[-1] = min(heights[-1], high - gap / 2)
     across = axes.get_yaxis_transform()
     for name, height in zip(names, heights, strict=True):
         value, colour = ends[name]

@@ -8,6 +8,7 @@ import platform
 import secrets
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,7 +68,8 @@ def short(path: Path) -> str:
 
 def command_line(choice: str) -> str:
     """Return the line that runs the notebooks with a preset or ``.toml`` file."""
-    return f"python -m helpers.run {shlex.quote(choice)}"
+    join = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
+    return join(["python", "-m", "helpers.run", choice])
 
 
 def start_run(choice: str) -> "Run":
@@ -200,7 +202,8 @@ class Run:
         readers = {
             ".parquet": pd.read_parquet,
             ".csv": pd.read_csv,
-            ".safetensors": safetensors.torch.load_file,
+            # Not `load_file`, whose tensors keep the file open: Windows can't replace it then.
+            ".safetensors": lambda path: safetensors.torch.load(path.read_bytes()),
         }
         return readers.get(self.path(name).suffix, Path)(self.path(name))
 

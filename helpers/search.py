@@ -1,10 +1,14 @@
 """Search exactly, rerank a shortlist, and compare what two searches find."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import faiss
 import torch
+
+if sys.platform == "darwin":  # FAISS's threads crash there next to torch's: faiss-wheels issue 73
+    faiss.omp_set_num_threads(1)
 
 
 @contextmanager

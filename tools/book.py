@@ -61,8 +61,9 @@ def _contents() -> str:
 def _complete(notebook, name: str) -> None:
     """Add links to the notebook itself, the figures' alt texts, and the solutions, folded."""
     title, _, rest = notebook.cells[0].source.partition("\n")
-    links = f"{{download}}`Download this notebook </download/{name}.ipynb>`"
+    links = f"[Download this notebook](path:/download/{name}.ipynb)"
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code[0].metadata["tags"] = ["remove-cell"]  # it finds the repository
     address = re.search('REPOSITORY = "(?:https://github.com/)?(.*)"', code[0].source)[1]
     if address:
         links += f" · [Open it in Colab]({COLAB}/{address}/blob/HEAD/notebooks/{name}.ipynb)"
@@ -70,8 +71,10 @@ def _complete(notebook, name: str) -> None:
     for cell in code:
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):
-                alt = output.metadata["image/png"]["alt"]
-                cell.metadata["mystnb"] = {"image": {"alt": alt}}
+                image = output.metadata["image/png"]
+                wide = {"classes": "wide"} if image["width"] > 720 else {}
+                cell.metadata["mystnb"] = {"image": {"alt": image["alt"], **wide}}
+                del image["height"]  # it follows from the width, which a phone makes smaller
     solution = ROOT / "notebooks" / "exercises" / "solutions" / f"{name}.py"
     if solution.is_file():
         cell = nbformat.v4.new_code_cell(solution.read_text(encoding="utf-8"))

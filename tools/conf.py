@@ -16,8 +16,15 @@ nb_ipywidgets_js = {}
 nb_merge_streams = True
 
 html_theme = "sphinx_book_theme"
-html_theme_options = {"use_download_button": False, "show_toc_level": 2}
+html_theme_options = {
+    "use_download_button": False,
+    "navbar_persistent": [],  # the search is in the sidebar
+    "footer_content_items": [],
+}
+html_static_path = html_css_files = ["book.css"]
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system
 html_math_renderer = "mathml"
+html_use_index = False
 html_show_copyright = html_show_sphinx = html_copy_source = False
 
 

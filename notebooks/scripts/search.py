@@ -7,15 +7,18 @@ MODEL is a folder or an id on the Hub. PASSAGES is a .txt file with one passage 
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "TRUE")  # macOS: torch and FAISS bring an OpenMP each
 import faiss
 import numpy as np
 import pyarrow.parquet as pq
 from sentence_transformers import SentenceTransformer
 
 DIM, SHORTLIST, TOP = 64, 100, 5
+faiss.omp_set_num_threads(1)  # more can crash next to torch's on macOS, and one query needs no more
 
 
 def read_passages(path: Path) -> list[str]:

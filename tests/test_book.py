@@ -9,10 +9,13 @@ import threading
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
+import nbformat
 import pytest
 
 from helpers.config import ROOT
+from tools.book import complete
 
+GITHUB = "https://github.com"
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1300, "height": 900}
 LINKS = "links => links.map((link) => link.getAttribute('href'))"
 ANCHORS = "elements => elements.map((element) => element.id)"
@@ -111,3 +114,12 @@ def test_a_notebook_is_there_to_download_with_its_solutions_folded(book, walk):
     assert download.value.suggested_filename == "05_evaluation.ipynb"
     assert page.get_by_text("Show the solutions").is_visible()
     assert not page.get_by_text("Solutions to the exercises of 05_evaluation").is_visible()
+
+
+def test_a_notebook_opens_in_colab_once_the_repository_has_an_address():
+    notebook = nbformat.read(ROOT / "notebooks" / "01_setup.ipynb", as_version=4)
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    first.source = first.source.replace('REPOSITORY = ""', f'REPOSITORY = "{GITHUB}/owner/name"')
+    complete(notebook, "01_setup")
+    address = "colab.research.google.com/github/owner/name/blob/HEAD/notebooks/01_setup.ipynb"
+    assert f"[Open it in Colab](https://{address})" in notebook.cells[0].source

@@ -31,8 +31,7 @@ def write_sources(folder: Path) -> None:
     for part in ("notebooks", "results"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.csv"))
     shutil.copytree(ROOT / "notebooks", folder / "download")
-    for name in ("__init__.py", "config.py"):
-        shutil.copy(ROOT / "helpers" / name, folder)
+    shutil.copytree(ROOT / "helpers", folder / "helpers", ignore=lambda *_: ["__pycache__"])
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     first_screen, rest = readme.split("\n## Run it\n")
     (folder / "index.md").write_text(first_screen + _contents(), encoding="utf-8")
@@ -40,7 +39,7 @@ def write_sources(folder: Path) -> None:
     for name in NOTEBOOKS + FURTHER:
         path = folder / "notebooks" / f"{name}.ipynb"
         notebook = nbformat.read(path, as_version=4)
-        _complete(notebook, name)
+        complete(notebook, name)
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = _mend_links(cell.source, path, folder)
@@ -58,15 +57,14 @@ def _contents() -> str:
     return "".join(trees)
 
 
-def _complete(notebook, name: str) -> None:
+def complete(notebook, name: str) -> None:
     """Add links to the notebook itself, the figures' alt texts, and the solutions, folded."""
     title, _, rest = notebook.cells[0].source.partition("\n")
     links = f"[Download this notebook](path:/download/{name}.ipynb)"
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     code[0].metadata["tags"] = ["remove-cell"]  # it finds the repository
-    address = re.search('REPOSITORY = "(?:https://github.com/)?(.*)"', code[0].source)[1]
-    if address:
-        links += f" · [Open it in Colab]({COLAB}/{address}/blob/HEAD/notebooks/{name}.ipynb)"
+    if address := re.search('REPOSITORY = "https://github.com/(.+)"', code[0].source):
+        links += f" · [Open it in Colab]({COLAB}/{address[1]}/blob/HEAD/notebooks/{name}.ipynb)"
     notebook.cells[0].source = f"{title}\n\n{links}\n{rest}"
     for cell in code:
         for output in cell.outputs:
@@ -91,8 +89,6 @@ def _mend_links(text: str, page: Path, folder: Path) -> str:
         path = Path(os.path.normpath(page.parent / target))
         if path == folder / "README.md":
             target = os.path.relpath(folder / ("run.md" if anchor else "index.md"), page.parent)
-        elif path.parent == folder / "helpers":
-            target = path.name
         elif not path.is_file():
             return name
         return f"[{name}]({target}{anchor})"

@@ -6,7 +6,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 project = html_title = "Matryoshka embeddings, measured"
 extensions = ["myst_nb"]
 root_doc = "index"
-exclude_patterns = ["download"]  # the notebooks as they are, to be downloaded
+exclude_patterns = ["download", "helpers"]  # to be downloaded as they are
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 myst_enable_extensions = ["dollarmath"]

@@ -56,7 +56,7 @@ def show(figure: Figure, alt: str) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=200, bbox_inches="tight")
     plt.close(figure)
-    image = Image(buffer.getvalue(), retina=True, alt=alt)
+    image = Image(buffer.getvalue(), retina=True)  # Colab's IPython knows no `alt` here
     display(image, metadata={"image/png": {"alt": alt}})
 
 

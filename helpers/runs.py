@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import safetensors.torch
+import torch
 
 from helpers.config import ROOT, Experiment, find_experiment
 from helpers.device import Machine, device, probe
@@ -199,12 +200,7 @@ class Run:
         if problem := self._problem(name):
             how = _how_to_make(self.choice, ARTIFACTS[name][1])
             raise ArtifactError(f"{short(self.path(name))} {problem}.\n{how}")
-        readers = {
-            ".parquet": pd.read_parquet,
-            ".csv": pd.read_csv,
-            # Not `load_file`, whose tensors keep the file open: Windows can't replace it then.
-            ".safetensors": lambda path: safetensors.torch.load(path.read_bytes()),
-        }
+        readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".safetensors": _load_tensors}
         return readers.get(self.path(name).suffix, Path)(self.path(name))
 
     def manifest(self, name: str) -> dict:
@@ -271,6 +267,11 @@ def _how_to_make(choice: str, notebook: str) -> str:
     if "google.colab" in sys.modules:
         line, where = f"!cd {shlex.quote(str(ROOT))} && {line}", "in a cell"
     return f"Run notebooks/{notebook}.ipynb first, or this line {where}:\n    {line}"
+
+
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    # As copies: what `load_file` returns keeps the file open, and Windows can't replace it then.
+    return {name: tensor.clone() for name, tensor in safetensors.torch.load_file(path).items()}
 
 
 def _hashes(target: Path, known=None) -> dict[str, str]:

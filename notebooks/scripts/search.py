@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from sentence_transformers import SentenceTransformer
 
 DIM, SHORTLIST, TOP = 64, 100, 5
-faiss.omp_set_num_threads(1)  # more can crash next to torch's on macOS, and one query needs no more
+if sys.platform == "darwin":
+    faiss.omp_set_num_threads(1)  # more of them crash there next to torch's
 
 
 def read_passages(path: Path) -> list[str]:

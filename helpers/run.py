@@ -59,6 +59,11 @@ class Watcher(NotebookClient):
     def say(self, text: str) -> None:
         print(f"{self.label}  {time.monotonic() - self.begin:>4.0f} s  {text}", flush=True)
 
+    def handle_comm_msg(self, outs, msg, cell_index) -> None:
+        """Leave widgets alone: to answer them, nbclient would send on the channel where it waits
+        for the cell's end, and could miss that (its issue 312). What they show is in the outputs.
+        """
+
     def process_message(self, message, cell, cell_index):
         if message["msg_type"] == "stream" and message["content"]["name"] == "stdout":
             for line in message["content"]["text"].splitlines():

@@ -25,6 +25,7 @@ from tools.search_speed import methods
 RESULTS = pd.read_csv(ROOT / "results" / "wikipedia.csv", dtype={"dim": "Int64"})
 DIFFERENCES = pd.read_csv(ROOT / "results" / "wikipedia_differences.csv")
 SECONDS = pd.read_csv(ROOT / "results" / "wikipedia_seconds.csv")
+GPU = pd.read_csv(ROOT / "results" / "gpu.csv")
 SEARCH = pd.read_csv(ROOT / "results" / "search.csv")
 COLUMNS = ["preset", "model", "dim", "mrr@10", "recall@10", "ndcg@10"]
 COLUMNS += ["num_queries", "num_passages", "seed", "train_seconds", "run"]
@@ -130,7 +131,7 @@ def test_both_readmes_show_the_tables_as_they_are(tmp_path):
     for image in re.findall(r"!\[.*?\]\((.*?)\)", report):
         assert (ROOT / "results" / image).is_file()
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert renew_readme(text, RESULTS, SECONDS) == text
+    assert renew_readme(text, RESULTS, SECONDS, GPU) == text
 
 
 # --- Publishing ---
@@ -158,6 +159,8 @@ def finished(tmp_path, runs):
             cell.execution_count = number
             cell.outputs = [new_output("stream", text=f"{number}: run {run.id}")]
         nbformat.write(done, run.folder / "notebooks" / f"{name}.ipynb")
+    (root / "results").mkdir()
+    GPU.to_csv(root / "results" / "gpu.csv", index=False)
     marks = (f"<!-- {name}: {end} -->" for name in ("results", "map") for end in ("start", "end"))
     (root / "README.md").write_text("before\n{}\nold\n{}\n{}\nold\n{}\nafter\n".format(*marks))
     return run, root
@@ -254,4 +257,4 @@ def test_a_readme_without_a_place_for_the_tables_stops_it(finished):
     (root / "README.md").write_text("nothing here")
     with pytest.raises(ValueError, match=r"README\.md has no place for the map"):
         publish(run, root)
-    assert not (root / "results").exists()
+    assert [*(root / "results").iterdir()] == [root / "results" / "gpu.csv"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tenacity
+from nbclient import NotebookClient
 from playwright.sync_api import sync_playwright
 
 from helpers import sources
@@ -23,6 +24,11 @@ ALLOWED_SKIPS = {
     "tests/test_colab.py::test_a_later_notebook_says_which_lines_make_what_it_needs": COLAB,
     "tests/test_run.py::test_ctrl_c_ends_in_one_line_and_leaves_no_process": WINDOWS,
 }
+
+
+# To answer a widget, nbclient sends on the channel where it waits for the cell's end, and sometimes
+# misses that (its issue 312). Nobody drags a slider here.
+NotebookClient.handle_comm_msg = lambda *arguments: None
 
 
 def pytest_configure(config):

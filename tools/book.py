@@ -20,9 +20,10 @@ from helpers.runs import FURTHER, NOTEBOOKS, runs_folder, short
 COLAB = "https://colab.research.google.com/github"
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^():#\s]+)(#[^)\s]*)?\)")
 CONTENTS = {
+    "Start": ("../run",),
     "The series": NOTEBOOKS,
     "Going further": FURTHER,
-    "More": ("../run", "scripts/README", "glossary", "../results/README"),
+    "More": ("scripts/README", "glossary", "../results/README"),
 }
 
 
@@ -60,7 +61,8 @@ def _contents() -> str:
 def complete(notebook, name: str) -> None:
     """Add links to the notebook itself, the figures' alt texts, and the solutions, folded."""
     title, _, rest = notebook.cells[0].source.partition("\n")
-    links = f"[Download this notebook](path:/download/{name}.ipynb)"
+    project = "../" * name.count("/") + "../run.md"
+    links = f"[Download this notebook](path:/download/{name}.ipynb) (in [the project]({project}))"
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     code[0].metadata["tags"] = ["remove-cell"]  # it finds the repository
     if address := re.search('REPOSITORY = "https://github.com/(.+)"', code[0].source):

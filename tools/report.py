@@ -106,7 +106,8 @@ def _recipes(scores: pd.DataFrame) -> list[str]:
     return [
         "## Recipes",
         "Test queries, means of three training seeds ± their standard deviation. The bars in the "
-        f"figure are 95% intervals over queries. Trained on {' and '.join(machines)}.",
+        f"figure are 95% intervals over queries. Trained on {' and '.join(machines)}. *Standard* "
+        "has no prefix below 64 and no rotated start; *rotated* after a comma: after training.",
         f"![{metric_name(_metric(scores))} by dimensions kept, with intervals](recipes.png)",
         _seeds_table(scores[scores["split"] == "test"], "mrr@"),
         "On dev, with all that we tried once:",
@@ -137,6 +138,7 @@ def _second(scores: pd.DataFrame) -> list[str]:
         "Nothing was trained on it: titles of usage examples are the queries, descriptions of AWS "
         "operations the passages.",
         _seeds_table(scores, "ndcg@"),
+        _seeds_table(scores, "mrr@"),
     ]
 
 
@@ -170,8 +172,9 @@ def _search(measured: pd.DataFrame) -> list[str]:
         "## Search",
         f"One query on one core of {measured['machine'][0]}. *Hot bytes* of a vector must be in "
         f"fast memory. Recall is the share of the exact top 10, on the {real:,} real passages, "
-        "with the shortest shortlist (for HNSW, the narrowest search) that reaches 99% on dev. The "
-        "larger collections are noisy copies, good for times only: real ones need longer lists.",
+        "with the shortest shortlist (for HNSW, the narrowest search) that reaches 99% on dev, or "
+        "else the longest that was tried. The larger collections are noisy copies, good for times "
+        "only: real ones need longer lists.",
         markdown(frame, 2, **forms),
     ]
 
@@ -189,9 +192,12 @@ def _speed(times: pd.DataFrame) -> list[str]:
 
 def _gpu(measured: pd.DataFrame) -> list[str]:
     what = measured["what"] + ", " + measured["unit"]
+    made_with = measured.drop_duplicates("device").set_index("device")["versions"]
     frame = measured.assign(what=what).pivot(index="what", columns="device", values="value")
     return [
         "## On a GPU",
-        f"The run `{measured['preset'][0]}` with " + " and ".join(measured["versions"].unique()),
+        f"The preset `{measured['preset'][0]}`, on "
+        + " and on ".join(f"{device} with {those}" for device, those in made_with.items())
+        + ".",
         markdown(frame.loc[what.unique()].reset_index()),
     ]

@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import nbformat
 import pytest
 
 from helpers.config import ROOT
+from helpers.runs import FURTHER, NOTEBOOKS
 from tools.book import complete
 
 GITHUB = "https://github.com"
@@ -50,65 +50,68 @@ def book(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def walk(book, browser):
-    """Opens pages in a browser that reaches only the book. Keeps what went wrong, by address."""
+def page(book, browser):
+    """A page in a browser that reaches only the book; ``wrong`` is what it complained of."""
     _, address = book
-    page, wrong = browser.new_page(), []
-    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("requestfailed", lambda request: wrong.append(request.url))
+    page = browser.new_page()
+    page.wrong = []
+    page.on("console", lambda m: page.wrong.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    page.on("requestfailed", lambda request: page.wrong.append(request.url))
     page.route(lambda url: not url.startswith(address), lambda route: route.abort())
-
-    def visit(name, size=DESK):
-        page.set_viewport_size(size)
-        page.goto(address + name, wait_until="networkidle")
-        return page
-
-    yield visit, wrong
+    yield page
     page.close()
 
 
-def pages(folder: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def walk(book, page):
+    """What was found on each page of the book, by its name."""
+    folder, address = book
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.html")]
-    return sorted(name for name in names if not name.startswith("_static/"))
+    found = {}
+    for name in sorted(name for name in names if not name.startswith("_static/")):
+        page.wrong.clear()
+        page.set_viewport_size(DESK)
+        page.goto(address + name, wait_until="networkidle")
+        links = page.locator("a[href]").evaluate_all(LINKS)
+        about = {
+            "links": [urldefrag(urljoin(page.url, link)) for link in links],
+            "anchors": {"", *page.locator("[id]").evaluate_all(ANCHORS)},
+            "nameless": page.locator("main img").evaluate_all(NAMELESS),
+            "empty": page.locator("img").evaluate_all(EMPTY),
+        }
+        page.set_viewport_size(PHONE)
+        found[name] = about | {"width": page.evaluate(WIDTH), "wrong": [*page.wrong]}
+    return found
 
 
-def test_every_page_is_whole_without_a_network_and_fits_a_phone(book, walk):
-    visit, wrong = walk
-    for name in pages(book[0]):
-        page = visit(name)
-        assert page.locator("article img, main img").evaluate_all(NAMELESS) == [], name
-        assert page.locator("img").evaluate_all(EMPTY) == [], name
-        assert visit(name, PHONE).evaluate(WIDTH) <= PHONE["width"], name
-        assert wrong == [], name
+def test_every_page_is_whole_without_a_network_and_fits_a_phone(walk):
+    assert {f"notebooks/{name}.html" for name in NOTEBOOKS + FURTHER} < {*walk}
+    for name, about in walk.items():
+        assert about["wrong"] == about["nameless"] == about["empty"] == [], name
+        assert about["width"] <= PHONE["width"], name
 
 
 def test_every_link_leads_to_something(book, walk):
-    visit, _ = walk
-    anchors, links = {}, set()
-    for name in pages(book[0]):
-        page = visit(name)
-        anchors[name] = {"", *page.locator("[id]").evaluate_all(ANCHORS)}
-        found = page.locator("a[href]").evaluate_all(LINKS)
-        links |= {(name, *urldefrag(urljoin(page.url, link))) for link in found}
+    folder, address = book
+    links = {(name, *link) for name, about in walk.items() for link in about["links"]}
     for name, target, anchor in links:
-        if target.startswith(book[1]):
+        if target.startswith(address):
             path = unquote(urlsplit(target).path).strip("/") or "index.html"
-            assert (book[0] / path).is_file(), f"{name} links to {path}"
-            assert unquote(anchor) in anchors.get(path, {""}), f"{name} links to {path}#{anchor}"
+            assert (folder / path).is_file(), f"{name} links to {path}"
+            if path in walk:
+                assert unquote(anchor) in walk[path]["anchors"], f"{name}: {path}#{anchor}"
 
 
-def test_the_search_finds_a_setting_in_the_notebook_that_explains_it(walk):
-    visit, _ = walk
-    page = visit("search.html?q=truncate_dim")
+def test_the_search_finds_a_setting_in_the_notebook_that_explains_it(book, page):
+    page.goto(book[1] + "search.html?q=truncate_dim")
     page.wait_for_selector("#search-results li a")
     found = page.locator("#search-results li a").evaluate_all(LINKS)
     assert any("06_deployment" in link for link in found)
 
 
-def test_a_notebook_is_there_to_download_with_its_solutions_folded(book, walk):
-    visit, _ = walk
-    page = visit("notebooks/05_evaluation.html")
+def test_a_notebook_is_there_to_download_with_its_solutions_folded(book, page):
+    page.goto(book[1] + "notebooks/05_evaluation.html")
     with page.expect_download() as download:
         page.get_by_text("Download this notebook").click()
     assert download.value.suggested_filename == "05_evaluation.ipynb"

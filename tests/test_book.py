@@ -3,6 +3,7 @@
 import functools
 import http.server
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -122,7 +123,8 @@ def test_a_notebook_is_there_to_download_with_its_solutions_folded(book, page):
 def test_a_notebook_opens_in_colab_once_the_repository_has_an_address():
     notebook = nbformat.read(ROOT / "notebooks" / "01_setup.ipynb", as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    first.source = first.source.replace('REPOSITORY = ""', f'REPOSITORY = "{GITHUB}/owner/name"')
+    ours = f'REPOSITORY = "{GITHUB}/owner/name"'
+    first.source = re.sub('REPOSITORY = ".*"', ours, first.source)
     complete(notebook, "01_setup")
     address = "colab.research.google.com/github/owner/name/blob/HEAD/notebooks/01_setup.ipynb"
     assert f"[Open it in Colab](https://{address})" in notebook.cells[0].source

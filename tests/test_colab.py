@@ -79,9 +79,8 @@ class Machine:
         content.mkdir(exist_ok=True)
         notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
         cells = [cell for cell in notebook.cells if cell.cell_type == "code"][:until]
-        cells[0].source = cells[0].source.replace(
-            'REPOSITORY = ""', f'REPOSITORY = "{self.address}"'
-        )
+        ours = f'REPOSITORY = "{self.address}"'
+        cells[0].source = re.sub('REPOSITORY = ".*"', ours, cells[0].source)
         cells[1:1] = map(nbformat.v4.new_code_cell, more)
         notebook.cells = cells
         place = {"metadata": {"path": str(content)}}

@@ -50,6 +50,6 @@ def test_products_are_made_in_the_precision():
 
 
 def test_times_are_medians_after_a_warm_up():
-    naps = iter([0.3, 0, 0.05, 0.2])
-    assert 0.05 <= median_seconds(lambda: time.sleep(next(naps)), repeats=3) < 0.2
+    naps = iter([0.5, 0, 0.05, 0.5])
+    assert 0.05 <= median_seconds(lambda: time.sleep(next(naps)), repeats=3) < 0.15  # no mean
     assert next(naps, None) is None

@@ -101,6 +101,17 @@ def test_dimensions_are_whole_numbers(path):
         assert table[column].dropna().str.fullmatch(r"\d+").all(), column
 
 
+def test_the_verdict_on_64_dimensions_is_what_the_study_found():
+    study = pd.read_csv(ROOT / "results" / "recipes.csv")
+    metric = study[study["dim"] == 64].groupby(["split", "recipe"])["mrr@10"]
+    mean, low, high = metric.mean(), metric.min(), metric.max()
+    for split in ("dev", "test"):
+        assert low[split, "tuned"] > high[split, "mnrl_rotated"], "a lead with every seed"
+        assert mean[split, "only_64"] == pytest.approx(mean[split, "tuned"], abs=0.005)
+    alone = mean.unstack()["matryoshka"] - mean.unstack()["mnrl_rotated"]
+    assert alone["test"] < 0 < alone["dev"], "the loss alone has no clear lead"
+
+
 def test_the_databases_find_what_faiss_finds():
     said = "".join(map(text_of, outputs(committed("going_further/databases"))))
     shares = [float(share) for share in re.findall(r"([\d.]+)% of FAISS's answers", said)]

@@ -29,6 +29,7 @@ OWN = """preset = "wikipedia"
 dataset = "faq.csv"
 query_column = "question"
 positive_column = "answer"
+negative_column = "wrong"
 model = "model"
 num_test = 30
 num_dev = 20
@@ -100,15 +101,19 @@ def test_a_readers_own_file_and_model_run_through_the_series(tmp_path):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
     pairs = {row["query"]: row["positive"] for row in rows()} | {"where is nothing": ""}
-    table = [{"question": query, "answer": passage} for query, passage in pairs.items()]
+    wrong = {query: f"a wrong answer to {query}" for query in [*pairs][:50]}
+    table = [{"question": q, "answer": p, "wrong": wrong.get(q)} for q, p in pairs.items()]
     write(tmp_path / "faq.csv", table)
     printed = run_series(OWN, tmp_path)
     assert "### mine: model on faq.csv" in printed
     folder = tmp_path / "runs" / "mine"
     triplets = pd.read_parquet(folder / "triplets.parquet")
-    assert {*triplets["negative"]} <= {*pairs.values()}
+    own = triplets["query"].isin(wrong)
+    assert 0 < own.sum() < len(triplets)
+    assert triplets["negative"][own].tolist() == [wrong[query] for query in triplets["query"][own]]
+    assert {*triplets["negative"][~own]} <= {*pairs.values()}, "mined where the file has none"
     assert (triplets["negative"] != triplets["positive"]).all()
-    assert len(pd.read_parquet(folder / "passages.parquet")) == 220
+    assert len(pd.read_parquet(folder / "passages.parquet")) == 220 + len(wrong)
     results = pd.read_csv(folder / "results.csv")
     assert sorted(results[results["model"] == "tuned"]["dim"]) == [32, 64, 96]
     assert str(tmp_path) not in (folder / "release" / "README.md").read_text(encoding="utf-8")

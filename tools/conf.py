@@ -7,13 +7,10 @@ project = html_title = "Matryoshka embeddings, measured"
 extensions = ["myst_nb"]
 root_doc = "index"
 exclude_patterns = ["download", "helpers"]  # to be downloaded as they are
-suppress_warnings = ["mystnb.unknown_mime_type"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
-nb_ipywidgets_js = {}
-nb_merge_streams = True
 
 html_theme = "sphinx_book_theme"
 html_theme_options = {

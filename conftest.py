@@ -5,15 +5,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 import pytest
-import tenacity
 from nbclient import NotebookClient
 from playwright.sync_api import sync_playwright
 
-from helpers import sources
 from helpers.config import PRESETS, ROOT
 from tests.loopback_hub import LoopbackHub
 
@@ -42,7 +39,6 @@ def pytest_configure(config):
         "HF_HOME": str(config.scratch / "huggingface"),
         "HF_HUB_DOWNLOAD_TIMEOUT": "1",
         "HF_HUB_ETAG_TIMEOUT": "1",
-        "HF_HUB_DISABLE_XET": "1",  # the loopback Hub has no Xet storage
     }
     for name in ("MATRYOSHKA_PRESET", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN"):
         os.environ.pop(name, None)
@@ -64,16 +60,11 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 @pytest.fixture
-def hub(request, monkeypatch) -> LoopbackHub:
+def hub(request) -> LoopbackHub:
     """The Hub that the clients of this process talk to; nothing is in their cache at first."""
-    monkeypatch.setattr(sources, "WAIT", tenacity.wait_none())
     shutil.rmtree(request.config.scratch / "huggingface", ignore_errors=True)
     yield request.config.hub
     request.config.hub.reset()
-    # Downloads that a test gave up would meet the faults of the next one.
-    for thread in threading.enumerate():
-        if thread.name.startswith("the "):  # named after what is asked for
-            thread.join(30)
 
 
 @pytest.fixture

@@ -2,8 +2,11 @@
 
 seeding    makes a run repeatable with one call
 device     probes once what this machine is, and which number format it is fast in
-sources    finds texts and models in a PyPI package, a file or the Hub, and checks their hashes
 config     holds every setting of a run, the presets, and readers' own TOML files
+packages   finds models and texts inside PyPI packages, and checks their hashes
+files      reads readers' own CSV, TSV, JSONL and Parquet, and says what is wrong with them
+hub        streams rows and fetches models with the Hub's own libraries
+sources    looks up, once a run, what its settings leave open
 runs       keeps what one notebook makes for the next, each file with a manifest
 metrics    scores retrieval with truncated embeddings: one encoding, every prefix
 compare    has the controls that need no training, and intervals of differences

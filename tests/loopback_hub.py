@@ -3,6 +3,7 @@
 Set ``HF_ENDPOINT`` to its ``url`` before the clients are imported: they read it only then.
 """
 
+import base64
 import functools
 import hashlib
 import io
@@ -14,24 +15,23 @@ import struct
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 LARGE = (".parquet", ".safetensors")  # kept in LFS
 API = re.compile(
-    r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)/?(.*))?"
+    r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|preupload|commit)/([^/]+)/?(.*))?"
 )
 RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 ERROR_CODES = {"401": "GatedRepo", "404": "EntryNotFound"}
 STATUSES = ("401", "403", "404", "429", "500", "503", "504")
-BODY_FAULTS = ("reset", "stall", "truncated", "wrong_length", "flipped", "slow")
+BODY_FAULTS = ("reset", "truncated")
 
 
 class _File:
@@ -96,7 +96,6 @@ class LoopbackHub:
     def __init__(self):
         self.requests: list[tuple[str, str]] = []
         self.closed = False
-        self.stalls_end = threading.Event()
         self._repos: dict[tuple[str, str], dict[str, dict[str, _File]]] = {}
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
@@ -149,17 +148,14 @@ class LoopbackHub:
         return fault
 
     def reset(self) -> None:
-        """Forget the faults and the requests, and drop the connections that stall."""
+        """Forget the faults and the requests."""
         with self._lock:
             self._faults.clear()
             self.requests.clear()
-            self.stalls_end.set()
-            self.stalls_end = threading.Event()
 
     def close(self) -> None:
         """Refuse new connections, and drop the open ones at their next request."""
         self.closed = True
-        self.stalls_end.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -180,8 +176,23 @@ class LoopbackHub:
             what, kind = "resolve", "datasets" if dataset else "models"
         elif found := API.fullmatch(url.path):
             kind, repo, what, revision, path = (unquote(part or "") for part in found.groups())
+        elif url.path == "/api/repos/create":
+            asked = json.loads(body)
+            return _json({"url": f"{self.url}/{asked['organization']}/{asked['name']}"})
+        elif url.path == "/api/validate-yaml":
+            return _json({"errors": [], "warnings": []})
         else:
             return _error(404, f"nothing is at {url.path}")
+        if what == "preupload":
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            known = {"uploadMode": "regular", "shouldIgnore": False}
+            return _json({"files": [{"path": path, **known} for path in paths]})
+        if what == "commit":
+            lines = [json.loads(line) for line in body.splitlines()]
+            files = [line["value"] for line in lines if line["key"] == "file"]
+            contents = {file["path"]: base64.b64decode(file["content"]) for file in files}
+            address = f"{self.url}/{repo}/commit/{self.add(kind, repo, contents)}"
+            return _json({"commitUrl": address, "commitOid": address[-40:]})
         commits = self._repos.get((kind, repo))
         if not commits:
             return _error(404, "Repository not found", "RepoNotFound")
@@ -191,9 +202,6 @@ class LoopbackHub:
         files = commits[commit]
         if what == "resolve":
             return _content(commit, files.get(path))
-        if what == "paths-info":
-            asked = parse_qs(body.decode()).get("paths", [])
-            return _json([files[path].row() for path in asked if path in files])
         if what == "tree":
             return _tree(files, path.rstrip("/"), "recursive=true" in url.query.lower())
         siblings = [{"rfilename": path} for path in sorted(files)]
@@ -238,13 +246,6 @@ def _part(answer: _Answer, asked: str) -> _Answer:
     return _Answer(206, answer.body[start:stop], headers)
 
 
-def _flip(body: bytes) -> bytes:
-    """Change one letter of a word behind the middle: what is damaged still looks like text."""
-    letters = re.compile(rb"[a-z]{3}")
-    at = (letters.search(body, len(body) // 2) or letters.search(body)).start() + 1
-    return body[:at] + (b"b" if body[at : at + 1] == b"a" else b"a") + body[at + 1 :]
-
-
 class _Server(ThreadingHTTPServer):
     def __init__(self, hub: LoopbackHub):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -264,7 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def do_GET(self):
-        hub, stalls_end = self.server.hub, self.server.hub.stalls_end
+        hub = self.server.hub
         if hub.closed:
             return self._drop()
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
@@ -279,25 +280,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(answer)
         if self.headers["Range"] and answer.status == 200:
             answer = _part(answer, self.headers["Range"])
-        half = len(answer.body) // 2
-        if name == "flipped":
-            answer.body = _flip(answer.body)
         if name == "truncated":
-            answer.body = answer.body[:half]
-        if name == "slow":
-            self._send(answer, 0)
-            step = len(answer.body) // 8 + 1
-            for start in range(0, len(answer.body), step):
-                time.sleep(0.25)
-                self.wfile.write(answer.body[start : start + step])
-        elif name in ("reset", "stall", "wrong_length"):
-            self._send(answer, half)
-            if name == "wrong_length":
-                self.close_connection = True
-            elif name == "reset" or stalls_end.wait():
-                self._drop()
-        else:
-            self._send(answer)
+            answer.body = answer.body[: len(answer.body) // 2]
+        if name == "reset":
+            self._send(answer, len(answer.body) // 2)
+            return self._drop()
+        self._send(answer)
 
     do_HEAD = do_POST = do_GET
 

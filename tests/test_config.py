@@ -8,7 +8,8 @@ import nbformat
 import pytest
 
 from helpers.config import PRESETS, ROOT, STAGES, Experiment, find_experiment, from_toml
-from helpers.sources import sha256
+from helpers.packages import sha256
+from helpers.sources import resolve
 from tests.loopback_hub import tiny_bge
 
 WIKIPEDIA, SMOKE, MSMARCO = (PRESETS[name] for name in ("wikipedia", "smoke", "msmarco"))
@@ -52,7 +53,8 @@ def model(tmp_path):
         ("matryoshka_dims = [64, 64]", "matryoshka_dims is .*different dimensions"),
         ("eval_dims = []", "eval_dims is "),
         ("eval_dims = [0]", "eval_dims"),
-        ("small_dim = 385", "small_dim is 385: expected different dimensions from 1 to"),
+        ("small_dim = 384", "nothing to cut to small_dim, 384: set a small_dim below it"),
+        ("small_dim = 385", "full_dim is 384, so there is nothing to cut to small_dim, 385"),
         ("learning_rate = 0.0", "learning_rate is 0.0: input should be greater than 0"),
         ("learning_rate = nan", "learning_rate is nan"),
         ("scale = inf", "scale is inf"),
@@ -63,7 +65,8 @@ def model(tmp_path):
         ('pooling = "max"', "pooling is 'max': input should be 'cls' or 'mean'"),
         ('name = "../elsewhere"', "name is '../elsewhere'"),
         ('name = ".."', "name is"),
-        ('name = "smoke"', "a run called 'smoke' would replace that preset's"),
+        ('name = "smoke"', "no run of your own may be called 'smoke'"),
+        ('name = "Wikipedia"', "no run of your own may be called 'Wikipedia': rename the file"),
         ("batchsize = 8", "no setting called 'batchsize'; did you mean 'batch_size'?"),
         ("xyz = 8", "no setting called 'xyz'$"),
         ("k = 0\nseed = -1", "seed is -1: .*; k is 0: "),
@@ -90,7 +93,7 @@ def test_settings_are_frozen_and_a_changed_copy_is_checked():
     assert SMOKE.replace(k=5).k == 5
     with pytest.raises(ValueError, match="frozen"):
         SMOKE.k = 5
-    with pytest.raises(ValueError, match="small_dim is 400"):
+    with pytest.raises(ValueError, match="nothing to cut to small_dim, 400"):
         SMOKE.replace(small_dim=400)
     with pytest.raises(ValueError, match="kk"):
         SMOKE.replace(kk=5)
@@ -144,11 +147,16 @@ def test_another_dataset_drops_what_fits_the_presets_own(toml):
     assert (mine.min_query_words, mine.min_passage_words) == (1, 1)
 
 
-def test_a_file_of_data_is_found_next_to_the_toml_file_and_pinned(toml, tmp_path):
+def test_a_file_of_data_is_found_next_to_the_toml_file_and_hashed_when_a_run_starts(toml, tmp_path):
     (tmp_path / "faq.csv").write_text("query,positive\na,b\n")
+    digest = sha256(tmp_path / "faq.csv")
     mine = toml('preset = "smoke"', 'dataset = "faq.csv"')
-    assert mine.dataset == str(tmp_path / "faq.csv")
-    assert mine.dataset_revision == sha256(tmp_path / "faq.csv")
+    assert (mine.dataset, mine.dataset_revision) == (str(tmp_path / "faq.csv"), None)
+    assert resolve(mine, {}).dataset_revision == digest
+    right = toml('preset = "smoke"', 'dataset = "faq.csv"', f'dataset_revision = "{digest}"')
+    assert resolve(right, {}) == right
+    with pytest.raises(ValueError, match=f"dataset_revision is '0'.*has the SHA-256 {digest}"):
+        resolve(right.replace(dataset_revision="0"), {})
     with pytest.raises(FileNotFoundError, match=r"mine\.toml: dataset is 'nowhere\.csv'"):
         toml('preset = "smoke"', 'dataset = "nowhere.csv"')
     (tmp_path / "faq.txt").write_text("what")
@@ -156,25 +164,34 @@ def test_a_file_of_data_is_found_next_to_the_toml_file_and_pinned(toml, tmp_path
         toml('preset = "smoke"', 'dataset = "faq.txt"')
 
 
-@pytest.mark.parametrize(
-    ("preset", "dims"),
-    [("wikipedia", (768, 256, 128, 64, 32)), ("msmarco", (768, 512, 256, 128, 64, 32))],
-)
-def test_another_model_on_the_hub_is_one_line(hub, toml, preset, dims):
+def test_settings_are_read_without_the_network_or_the_model(toml, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
+    mine = toml('preset = "msmarco"', 'model = "owner/name"', 'dataset = "owner/rows"')
+    assert (mine.full_dim, mine.model_revision, mine.dataset_revision) == (None, None, None)
+
+
+@pytest.mark.parametrize("preset", ["wikipedia", "msmarco"])
+def test_another_model_on_the_hub_is_one_line(hub, toml, preset):
     newest = hub.add("models", f"owner/for-{preset}", tiny_bge())
-    mine = toml(f'preset = "{preset}"', f'model = "owner/for-{preset}"')
+    given = toml(f'preset = "{preset}"', f'model = "owner/for-{preset}"')
+    mine = resolve(given.replace(dataset_revision="0" * 40), {})
     assert (mine.full_dim, mine.pooling, mine.query_prompt) == (768, None, None)
     assert mine.model_revision == newest
-    assert mine.matryoshka_dims == dims
-    assert mine.up_to("data")["dataset"] == PRESETS[preset].dataset
+    assert mine.matryoshka_dims == (768, 512, 256, 128, 64, 32)
+    assert mine.dims == (32, 64, 128, 256, 512, 768)
+    assert mine.dataset == PRESETS[preset].dataset
 
 
 def test_a_model_in_a_folder_next_to_the_toml_file(toml, model):
-    mine = toml('preset = "wikipedia"', 'model = "model"')
+    mine = resolve(toml('preset = "wikipedia"', 'model = "model"'), {})
     assert (mine.model, mine.full_dim) == (str(model), 96)
     assert (mine.matryoshka_dims, mine.eval_dims) == ((96, 64, 32), (32, 64))
-    own = toml('preset = "wikipedia"', 'model = "model"', "matryoshka_dims = [96, 24]")
-    assert own.matryoshka_dims == (96, 24)
+    (model / "model.safetensors").write_bytes(b"other weights")
+    other = resolve(toml('preset = "wikipedia"', 'model = "model"'), {})
+    assert other.up_to("model") != mine.up_to("model")
+    lines = 'preset = "wikipedia"', 'model = "model"', "small_dim = 48"
+    assert resolve(toml(*lines), {}).matryoshka_dims == (96, 64, 48, 32)
+    assert resolve(toml(*lines, "matryoshka_dims = [96, 48]"), {}).matryoshka_dims == (96, 48)
 
 
 def test_a_model_that_does_not_say_its_dimensions_takes_those_that_are_set(toml, model):
@@ -183,12 +200,12 @@ def test_a_model_that_does_not_say_its_dimensions_takes_those_that_are_set(toml,
     (model / "config.json").write_text("{}")
     lines = 'preset = "wikipedia"', 'model = "model"'
     with pytest.raises(ValueError, match="doesn't say how many dimensions it has: set full_dim"):
-        toml(*lines)
-    assert toml(*lines, "full_dim = 96").full_dim == 96
+        resolve(toml(*lines), {})
+    assert resolve(toml(*lines, "full_dim = 96"), {}).full_dim == 96
     kind = [{"type": "sentence_transformers.models.StaticEmbedding", "path": ""}]
     (model / "modules.json").write_text(json.dumps(kind))
     with pytest.raises(ValueError, match="begins with StaticEmbedding: expected a transformer"):
-        toml(*lines, "full_dim = 96")
+        resolve(toml(*lines, "full_dim = 96"), {})
 
 
 @pytest.mark.parametrize("dim", [64, 24])
@@ -198,9 +215,9 @@ def test_a_model_with_nothing_to_cut_says_what_to_do(toml, model, dim):
     (model / "config.json").write_text(json.dumps({"hidden_size": dim}))
     lines = 'preset = "wikipedia"', 'model = "model"'
     with pytest.raises(ValueError, match=f"full_dim is {dim}, so there is nothing to cut to small"):
-        toml(*lines)
-    mine = toml(*lines, "small_dim = 16", "eval_dims = [8]", f"matryoshka_dims = [{dim}, 16]")
-    assert mine.dims == (8, 16, dim)
+        resolve(toml(*lines), {})
+    mine = resolve(toml(*lines, "small_dim = 16", "eval_dims = [8]"), {})
+    assert mine.dims == (8, 16, dim) and {dim, 16} <= {*mine.matryoshka_dims}
 
 
 def test_the_files_that_the_pages_show_are_valid(hub, toml, tmp_path):

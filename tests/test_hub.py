@@ -1,314 +1,339 @@
-"""Datasets and models from the Hub: complete and undamaged, or one error that says what to do.
+"""Datasets and models of the Hub: complete, or one error that says what to do.
 
-The clients are the real ones, the Hub is a loopback one with faults.
+The clients are the real ones, with their own retries; the Hub is a loopback one with faults.
 """
 
-import _thread
 import errno
 import json
-import signal
-import threading
 import time
-from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
+import datasets
 import pytest
+from datasets import load_dataset
 from huggingface_hub import constants, file_download
+from huggingface_hub.utils import _http
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense
 
-from helpers import sources
+from helpers import hub as module
 from helpers.config import PRESETS
-from helpers.device import Machine
+from helpers.hub import HubError, dataset_commit, fetch_model, hub_session
 from helpers.models import load_model
-from helpers.runs import Run
-from helpers.sources import HubError, dataset_files, fetch_file, fetch_model, with_retries
+from helpers.runs import open_run, start_run
+from helpers.triplets import TripletFilter, collect, hub_rows
 from tests.loopback_hub import tiny_bge, triplet_files
 
-CONFIG = "triplet-hard"
-ROWS = [{"query": f"query {n}", "positive": f"passage {n}", "negative": "none"} for n in range(99)]
-FILES = triplet_files(ROWS)
-SHARD = f"{CONFIG}/train-00001-of-00003.parquet"
-WEIGHTS = "model.safetensors"
-LISTING = [
-    ("HEAD", "README.md"),
-    ("GET", "README.md"),
-    ("GET", "/revision/"),
-    ("GET", "/tree/"),
-    ("POST", "paths-info"),
-    ("HEAD", SHARD),
-]
 FOREVER = float("inf")
+CONFIG = "triplet-hard"
+SHARD = "train-00001"
+WEIGHTS = "model.safetensors"
 
 
-class Repo:
-    """A repository of the loopback Hub. The clients remember names, so each has a new one."""
+def rows_of(num_queries=120, each=10):
+    """Several rows a query, with some that can't be used and some that are there twice."""
+    rows = []
+    for query in range(num_queries):
+        for number in range(each):
+            row = {
+                "query": f"what is the number {query}",
+                "positive": f"the number {query} is a number and {number // 9} of its answers",
+                "negative": f"passage {number} is about something else than {query}",
+            }
+            if query % 10 == 3 and number == 0:
+                row["negative"] = row["positive"].upper()
+            if query % 10 == 4 and number == 1:
+                row["positive"] = None
+            rows.append(row)
+        if query % 10 == 5:
+            rows.append(rows[-1])
+    return rows
 
-    def __init__(self, hub, kind, files):
-        self.kind, self.files, self.name = kind, files, f"owner/{uuid4().hex}"
-        self.commit = hub.add(kind, self.name, files)
 
-    def fetch(self, config: str | None = CONFIG) -> dict[str, bytes]:
-        if self.kind == "models":
-            folder = fetch_model(self.name, self.commit)
-            found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.*")}
-        else:
-            files = dataset_files(self.name, config, self.commit)
-            found = {file.path: fetch_file(file) for file in files}
-        return {name: path.read_bytes() for name, path in found.items()}
-
-    def expected(self) -> dict[str, bytes]:
-        return {name: data for name, data in self.files.items() if name != "README.md"}
+ROWS = rows_of()
+FILES = triplet_files(ROWS)
 
 
 @pytest.fixture
-def dataset(hub):
-    return Repo(hub, "datasets", FILES)
+def slept(monkeypatch):
+    """The seconds that the Hub's client and datasets wait between their tries; none are."""
+    seconds = []
+    clock = SimpleNamespace(**vars(time) | {"sleep": seconds.append})
+    monkeypatch.setattr(_http, "time", clock)
+    monkeypatch.setattr(datasets.utils.file_utils, "time", clock)
+    return seconds
+
+
+@pytest.fixture
+def experiment(hub):
+    """A small experiment on a dataset of the loopback Hub."""
+    name = f"owner/{uuid4().hex}"  # the clients remember the names that they have seen
+    sizes = {"num_test": 20, "num_dev": 15, "max_train": 45, "num_distractors": 200}
+    return PRESETS["msmarco"].replace(
+        name="stream",
+        dataset=name,
+        dataset_revision=hub.add("datasets", name, FILES),
+        batch_size=8,
+        **sizes,
+    )
 
 
 @pytest.fixture
 def model(hub):
-    return Repo(hub, "models", tiny_bge(hidden=96))
+    """The name and the commit of a model on the loopback Hub."""
+    name = f"owner/{uuid4().hex}"
+    return name, hub.add("models", name, tiny_bge(hidden=96))
 
 
-# --- Faults that pass ---
+def read(experiment) -> TripletFilter:
+    """Read as notebook 2 does."""
+    kept = TripletFilter(experiment)
+    with hub_session(f"the dataset {experiment.dataset}"):
+        stream = load_dataset(
+            experiment.dataset,
+            experiment.dataset_config,
+            split="train",
+            streaming=True,
+            revision=experiment.dataset_revision,
+        )
+        for row in hub_rows(stream, experiment):
+            kept.add(row)
+            if kept.is_full:
+                break
+    return kept
 
 
-@pytest.mark.parametrize("name", ["refuse", "429", "500", "503", "504"])
-def test_a_listing_that_fails_at_each_step_is_mended(hub, dataset, name):
-    faults = [hub.fail(name, path, method) for method, path in LISTING]
-    assert dataset.fetch() == dataset.expected()
-    assert not any(fault.times for fault in faults)
+def expected(experiment) -> TripletFilter:
+    """What is kept of the same rows without the Hub."""
+    kept = TripletFilter(experiment)
+    for row in ROWS:
+        if not kept.is_full:
+            kept.add(row | {"negative": [row["negative"]]})
+    return kept
 
 
-@pytest.mark.parametrize("name", ["reset", "stall", "truncated", "wrong_length"])
-def test_a_listing_that_hangs_or_ends_early_at_each_step_is_mended(hub, dataset, name, monkeypatch):
-    monkeypatch.setattr(sources, "STALL", 2)  # the client's own limit, if it has one, is 1 s
-    faults = [hub.fail(name, path, method) for method, path in LISTING if method != "HEAD"]
-    assert dataset.fetch() == dataset.expected()
-    assert not any(fault.times for fault in faults)
+def same(kept, other) -> bool:
+    return kept.rows == other.rows and kept.counts == other.counts
 
 
-IN_BODY = ("reset", "stall", "truncated", "wrong_length", "flipped")
+# --- Rows ---
 
 
-@pytest.mark.parametrize(
-    ("repo", "path", "name"),
-    [
-        *[("dataset", SHARD, name) for name in (*IN_BODY, "refuse", "429", "500", "503", "504")],
-        *[("model", WEIGHTS, name) for name in (*IN_BODY, "429", "500")],
-    ],
-)
-def test_a_large_file_that_fails_once_is_mended(hub, request, repo, path, name):
-    repo = request.getfixturevalue(repo)
-    fault = hub.fail(name, path)
-    assert repo.fetch() == repo.expected()
-    assert not fault.times
-
-
-@pytest.mark.parametrize("name", ["reset", "flipped", "truncated", "500"])
-def test_small_files_of_a_model_that_fail_once_are_mended(hub, model, name):
-    faults = [hub.fail(name, path) for path in ("/modules.json", "/config.json", "/tree/")]
-    faults = faults[:2] if name == "flipped" else faults
-    assert model.fetch() == model.expected()
-    assert not any(fault.times for fault in faults)
-
-
-@pytest.mark.parametrize(("repo", "path"), [("dataset", SHARD), ("model", WEIGHTS)])
-def test_a_slow_download_that_moves_is_never_given_up(hub, request, monkeypatch, repo, path):
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 256)  # the bar moves once a chunk
-    for name, value in {"TRIES": 1, "STALL": 1, "SILENCE": 1}.items():
-        monkeypatch.setattr(sources, name, value)
-    repo = request.getfixturevalue(repo)
-    hub.fail("slow", path)
-    begin = time.monotonic()
-    assert repo.fetch() == repo.expected()
-    assert time.monotonic() - begin > 1.5
-    assert sum(path in asked for method, asked in hub.requests if method == "GET") == 1
-
-
-# --- Faults that don't ---
-
-
-@pytest.mark.parametrize(
-    ("repo", "path", "name"),
-    [
-        *[("dataset", SHARD, name) for name in (*IN_BODY, "refuse", "429", "500")],
-        *[("dataset", "/tree/", name) for name in ("refuse", "stall", "truncated", "503")],
-        *[("dataset", "paths-info", name) for name in ("stall", "429")],
-        *[("model", WEIGHTS, name) for name in ("reset", "stall", "flipped", "429")],
-    ],
-)
-def test_an_endless_fault_ends_soon_in_one_error_and_the_next_run_goes_on(
-    hub, request, monkeypatch, repo, path, name
-):
-    repo = request.getfixturevalue(repo)
-    for method in ("GET", "POST"):
-        hub.fail(name, path, method, FOREVER, retry_after=3)
-    begin = time.monotonic()
-    with monkeypatch.context() as patch:
-        for setting, value in {"TRIES": 2, "STALL": 1, "SILENCE": 2}.items():
-            patch.setattr(sources, setting, value)
-        with pytest.raises(HubError, match="Check the connection and run this again") as error:
-            repo.fetch()
-    assert time.monotonic() - begin < 8
-    assert hub.url in str(error.value) and repo.name in str(error.value)
+def test_rows_are_streamed_until_there_is_enough(experiment, hub):
+    kept = read(experiment)
+    assert same(kept, expected(experiment)) and kept.num_read < len(ROWS)
+    data = collect(kept)
+    assert data.queries["split"].value_counts().to_dict() == {"train": 45, "test": 20, "dev": 15}
+    assert data.training_rows()["query"].is_unique and data.passages["text"].is_unique
     hub.reset()
-    assert repo.fetch() == repo.expected()
+    assert read(experiment.replace(max_rows=350)).num_read == 350
+    assert not any("train-00002" in path for _, path in hub.requests)
+
+
+@pytest.mark.parametrize("fault", ["reset", "refuse", "500", "503", "504", "429"])
+def test_a_short_fault_in_a_shard_changes_no_row(experiment, hub, slept, fault):
+    failing = hub.fail(fault, SHARD, retry_after=7)
+    assert same(read(experiment), expected(experiment))
+    assert not failing.times
+    assert sum(slept) == {"429": 8}.get(fault, 1), "a 429 is waited for as it says, and no longer"
+
+
+@pytest.mark.parametrize("fault", ["reset", "truncated", "refuse", "503", "504"])
+def test_an_endless_fault_ends_in_minutes_and_the_next_pass_starts_over(
+    experiment, hub, slept, fault
+):
+    hub.fail(fault, SHARD, times=FOREVER)
+    with pytest.raises(HubError, match="Check the connection and run this again") as error:
+        read(experiment)
+    assert experiment.dataset in str(error.value) and hub.url in str(error.value)
+    tries = sum(SHARD in path for _, path in hub.requests)
+    assert sum(slept) + tries * constants.HF_HUB_DOWNLOAD_TIMEOUT < 300
+    hub.reset()
+    assert same(read(experiment), expected(experiment))
+
+
+def test_too_many_requests_are_waited_for_for_six_minutes_at_most(experiment, hub, slept):
+    hub.fail("429", SHARD, times=FOREVER, retry_after=200)
+    with pytest.raises(HubError, match=r"too many requests.*run this again later, or log in"):
+        read(experiment)
+    assert sum(slept) == 201
+
+
+def test_the_libraries_settings_are_as_before_afterwards(experiment, hub):
+    before = datasets.config.STREAMING_READ_MAX_RETRIES
+    with pytest.raises(KeyError), hub_session("nothing"):
+        assert before > datasets.config.STREAMING_READ_MAX_RETRIES
+        raise KeyError("of our own, so it passes as it is")
+    assert before == datasets.config.STREAMING_READ_MAX_RETRIES
+    assert not any(isinstance(h, module._LimitedWait) for h in _hooks())
+
+
+def _hooks():
+    return _http.get_session().event_hooks["response"]
 
 
 @pytest.mark.parametrize(
-    ("repo", "path"),
-    [("dataset", "paths-info"), ("dataset", SHARD), ("model", "/tree/"), ("model", WEIGHTS)],
+    ("changes", "error", "said"),
+    [
+        ({"dataset": "owner/nothing"}, HubError, "the dataset owner/nothing.*\n.*hf auth login"),
+        ({"dataset_revision": "0" * 40}, HubError, "Check its name and revision"),
+        ({"dataset_config": "soft"}, ValueError, "'soft' not found.*triplet-hard"),
+        ({"query_column": "question"}, ValueError, "no column 'question'; it has 'query', 'pos"),
+    ],
 )
-@pytest.mark.parametrize("status", ["401", "403", "404"])
-def test_a_refusal_is_not_tried_again(hub, request, capsys, status, repo, path):
-    for method in ("GET", "POST"):
-        hub.fail(status, path, method, FOREVER)
-    with pytest.raises(HubError, match=r"Check its name and revision.*hf auth login"):
-        request.getfixturevalue(repo).fetch()
-    assert "trying again" not in capsys.readouterr().out
+def test_what_is_not_there_is_named(experiment, changes, error, said):
+    with pytest.raises(error, match=said):
+        read(experiment.replace(**changes))
 
 
-@pytest.mark.parametrize("path", ["README.md", ".py"])
-def test_a_dataset_with_terms_to_accept_says_so(hub, dataset, path):
-    hub.fail("401", path, "HEAD", FOREVER)
-    with pytest.raises(HubError, match=r"is a gated dataset.*\n.*accept them.*hf auth login"):
-        dataset.fetch()
+def test_a_dataset_with_terms_to_accept_says_so(experiment, hub):
+    hub.fail("401", "README.md", "HEAD", FOREVER)
+    with pytest.raises(HubError, match="Accept its terms on its page, and log in: hf auth login"):
+        read(experiment)
 
 
-def test_what_is_not_there_is_named(hub, dataset, model):
-    with pytest.raises(HubError, match="the dataset owner/nothing at 0000"):
-        dataset_files("owner/nothing", CONFIG, "0" * 40)
-    with pytest.raises(HubError, match="the commit of owner/nothing at its newest revision"):
-        dataset_files("owner/nothing", CONFIG, None)
-    with pytest.raises(HubError, match="Check its name and revision"):
-        dataset_files(dataset.name, CONFIG, "0" * 40)
-    with pytest.raises(ValueError, match=r"'triplet-soft' not found.*triplet-hard"):
-        dataset_files(dataset.name, "triplet-soft", dataset.commit)
-    with pytest.raises(HubError, match="the model owner/nothing:"):
-        fetch_model("owner/nothing", None)
-    with pytest.raises(HubError, match="Check its name and revision"):
-        fetch_model(model.name, "0" * 40)
-
-
-def test_a_dataset_that_cannot_be_read_says_so(hub):
-    script = Repo(hub, "datasets", {})
-    script.commit = hub.add("datasets", script.name, {f"{script.name[6:]}.py": b"import os\n"})
-    for repo in (script, Repo(hub, "datasets", {"LICENSE": b"none"})):
+def test_a_dataset_that_cannot_be_read_says_so(experiment, hub):
+    name = f"owner/{uuid4().hex}"
+    for files in ({f"{name[6:]}.py": b"import os\n"}, {"LICENSE": b"none"}):
+        changes = {"dataset": name, "dataset_revision": hub.add("datasets", name, files)}
         with pytest.raises(HubError, match="take another dataset, subset or revision"):
-            repo.fetch(None)
-    with pytest.raises(ValueError, match="has no split called train; it has test"):
-        Repo(hub, "datasets", {"test.jsonl": b'{"query": "a"}\n'}).fetch(None)
+            read(experiment.replace(dataset_config=None, **changes))
+    commit = hub.add("datasets", name, {"test.jsonl": b'{"query": "a"}\n'})
+    with pytest.raises(ValueError, match=r"train.*test"):
+        read(experiment.replace(dataset=name, dataset_config=None, dataset_revision=commit))
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
-def test_a_full_or_readonly_disk_says_what_to_do(dataset, monkeypatch, number):
-    tries = []
-
-    def http_get(*arguments, **options):
-        tries.append(arguments)
-        raise OSError(number, "no")
-
-    monkeypatch.setattr(file_download, "http_get", http_get)
-    with pytest.raises(HubError, match="Make room on the disk, or set HF_HOME"):
-        dataset.fetch()
-    assert len(tries) == 1
+def test_lines_of_json_without_a_readme_will_do(experiment, hub):
+    name = f"owner/{uuid4().hex}"
+    lines = [json.dumps({"anchor": f"query {n}", "positive": f"passage {n}"}) for n in range(9)]
+    commit = hub.add("datasets", name, {"train.jsonl": "\n".join(lines).encode()})
+    changes = {"dataset": name, "dataset_config": None, "dataset_revision": commit}
+    assert read(experiment.replace(**changes)).counts == {"kept: a new query": 9}
 
 
-def test_offline_says_so_and_takes_what_is_in_the_cache(dataset, model, monkeypatch):
-    model.fetch()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert model.fetch() == model.expected()
-    with pytest.raises(HubError, match="Unset HF_HUB_OFFLINE"):
-        dataset.fetch()
-
-
-# --- The retries themselves ---
-
-
-def test_a_server_that_sends_a_little_and_fails_for_ever_is_given_up(monkeypatch):
-    monkeypatch.setattr(sources, "WAIT", sources.tenacity.wait_none())
-    tries = []
-
-    def action(bar):
-        tries.append(bar)
-        bar(total=2, disable=True).update()
-        raise ConnectionResetError("reset")
-
-    with pytest.raises(HubError, match="doesn't give the file: reset"):
-        with_retries("the file", action)
-    assert len(tries) == sources.TRIES
-
-
-def test_an_interruption_gets_through_and_ends_the_download():
-    def action(bar):
-        moving = bar(disable=True)
-        _thread.interrupt_main(signal.SIGINT)
-        for _ in range(200):
-            time.sleep(0.05)
-            moving.update()
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            with_retries("the long file", action)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    for thread in threading.enumerate():
-        if thread.name == "the long file":
-            thread.join(5)
-            assert not thread.is_alive()
-
-
-def test_a_try_that_seems_to_hang_may_still_succeed(monkeypatch):
-    monkeypatch.setattr(sources, "WAIT", sources.tenacity.wait_none())
-    monkeypatch.setattr(sources, "STALL", 0.5)
-    tries, late = [], threading.Event()
-
-    def action(bar):
-        tries.append(bar)
-        late.wait(0.8 if len(tries) == 1 else 30)
-        return len(tries)
-
-    assert with_retries("the file", action) == 2
-    late.set()
+def test_a_commit_is_asked_for_once_whatever_is_pushed_later(hub, runs, tmp_path, model):
+    name, first = model
+    rows = f"owner/{uuid4().hex}"
+    commit = hub.add("datasets", rows, FILES)
+    mine = tmp_path / "mine.toml"
+    mine.write_text(f'preset = "wikipedia"\nmodel = "{name}"\ndataset = "{rows}"\n')
+    run = start_run(str(mine))
+    assert (run.experiment.model_revision, run.experiment.dataset_revision) == (first, commit)
+    assert run.experiment.full_dim == 96
+    hub.add("datasets", rows, FILES | {"new": b""})
+    hub.add("models", name, tiny_bge(hidden=96) | {"new.txt": b""})
+    hub.reset()
+    mine.write_text(mine.read_text() + "k = 5\n")
+    for again in (start_run(str(mine)), open_run()):
+        assert again.experiment == run.experiment.replace(k=5)
+    assert not hub.requests
 
 
 # --- Models ---
 
 
 def test_only_what_a_model_needs_comes_and_it_comes_once(hub):
-    unused = {"onnx/model.onnx": b"x" * 1000, "pytorch_model.bin": b"x" * 1000}
-    model = Repo(hub, "models", tiny_bge(hidden=96) | unused)
-    assert not {*model.fetch()} & {*unused}
-    for method in ("GET", "HEAD"):
-        hub.fail("refuse", method=method, times=FOREVER)
-    assert not {*model.fetch()} & {*unused}
+    name, unused = "owner/large", {"onnx/model.onnx": b"x" * 1000, "pytorch_model.bin": b"x"}
+    commit = hub.add("models", name, tiny_bge(hidden=96) | unused)
+    folder = fetch_model(name, None)
+    assert folder.name == commit
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+    assert files == {*tiny_bge(hidden=96)} - {"README.md"}
+    hub.reset()
+    assert fetch_model(name, commit) == folder
+    assert not hub.requests
 
 
-@pytest.mark.parametrize("path", [WEIGHTS, "modules.json"])
-def test_a_file_that_was_damaged_in_the_cache_comes_again(model, path):
-    model.fetch()
-    damaged = fetch_model(model.name, model.commit) / path
-    damaged.resolve().write_bytes(damaged.read_bytes()[:-1] + b"!")
-    assert model.fetch() == model.expected()
+def test_a_cache_that_shares_its_files_is_read_and_left_alone(model):
+    """As Xet lays it out: the last name is 64 hexadecimal digits too, of another hash."""
+    folder = fetch_model(*model)
+    path = folder / WEIGHTS
+    blob = path.resolve()
+    shared = folder.parents[2] / "blobs" / "ab" / ("ab" * 32)
+    shared.parent.mkdir(parents=True)
+    content = blob.read_bytes()
+    blob.rename(shared)
+    blob.symlink_to(shared)
+    assert fetch_model(*model) == folder
+    assert shared.read_bytes() == path.read_bytes() == content
 
 
-def test_a_model_without_safetensors(hub):
+def test_offline_takes_what_is_in_the_cache_and_says_what_is_not(
+    hub, model, experiment, monkeypatch
+):
+    folder = fetch_model(model[0], None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch_model(*model) == fetch_model(model[0], None) == folder
+    for ask in (
+        lambda: fetch_model("owner/nothing", None),
+        lambda: dataset_commit("owner/nothing", None),
+        lambda: read(experiment),
+    ):
+        with pytest.raises(HubError, match="unset HF_HUB_OFFLINE, so that the Hub can be asked"):
+            ask()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_full_or_readonly_disk_says_what_to_do(model, monkeypatch, number):
+    def http_get(*arguments, **options):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(file_download, "http_get", http_get)
+    with pytest.raises(HubError, match="Make room on the disk, or set HF_HOME"):
+        fetch_model(*model)
+
+
+def test_a_model_that_is_not_there_is_named(hub, model):
+    with pytest.raises(HubError, match=r"the model owner/nothing:.*\n.*name and revision"):
+        fetch_model("owner/nothing", None)
+    with pytest.raises(HubError, match="Check its name and revision"):
+        fetch_model(model[0], "0" * 40)
+
+
+def test_weights_in_another_format_are_named(hub, tmp_path):
     files = {name: data for name, data in tiny_bge(hidden=96).items() if name != WEIGHTS}
+    hub.add("models", "owner/no-weights", files)
     with pytest.raises(HubError, match=r"has no weights as \.safetensors: take another"):
-        Repo(hub, "models", files).fetch()
+        fetch_model("owner/no-weights", None)
+    for name, data in tiny_bge(hidden=96).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    headed = SentenceTransformer(str(tmp_path), device="cpu")
+    headed.insert(2, Dense(96, 96))
+    headed.save(str(tmp_path / "headed"), create_model_card=False)
+    saved = [path for path in (tmp_path / "headed").rglob("*") if path.is_file()]
+    files = {path.relative_to(tmp_path / "headed").as_posix(): path.read_bytes() for path in saved}
+    files["2_Dense/pytorch_model.bin"] = files.pop("2_Dense/model.safetensors")
+    hub.add("models", "owner/dense-head", files)
+    with pytest.raises(HubError, match=r"its layer 2_Dense as \.bin.*take another revision"):
+        fetch_model("owner/dense-head", None)
 
 
 @pytest.mark.parametrize("kept", [0, 2])
-def test_a_model_that_lost_its_pooling_or_normalisation_is_not_taken(hub, kept):
+def test_a_model_that_lost_its_pooling_or_normalisation_is_not_taken(hub, runs, tmp_path, kept):
     files = dict(tiny_bge(hidden=96))
     modules = json.loads(files.pop("modules.json"))
     if kept:
         files["modules.json"] = json.dumps(modules[:kept]).encode()
-    model = Repo(hub, "models", files)
-    changes = {"model": model.name, "model_revision": model.commit, "full_dim": 96}
-    dims = {"matryoshka_dims": (96, 64), "eval_dims": (64,)}
-    experiment = PRESETS["msmarco"].replace(**changes, **dims)
-    machine = Machine("cpu", "a processor", 2, "float32", 1.0)
+    name = f"owner/{uuid4().hex}"
+    hub.add("models", name, files)
+    lines = f'preset = "msmarco"\nmodel = "{name}"\npooling = "cls"\nfull_dim = 96\n'
+    (tmp_path / "mine.toml").write_text(lines + f'dataset_revision = "{"0" * 40}"\n')
     with pytest.raises(ValueError, match="but it should have cls pooling and normalise"):
-        load_model(Run(experiment, Path("runs"), "id", machine, "tiny"))
+        load_model(start_run(str(tmp_path / "mine.toml")))
+
+
+def test_a_pushed_model_comes_back_by_its_name_cut_to_64(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the loopback Hub has no such store
+    for name, data in tiny_bge(hidden=96).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "README.md").write_text("# A card")
+    model = SentenceTransformer(str(tmp_path), device="cpu")
+    model.push_to_hub("owner/pushed", local_model_path=str(tmp_path), token="hf_secret")
+    short = SentenceTransformer("owner/pushed", truncate_dim=64, device="cpu")
+    cut = short.encode("a text", normalize_embeddings=True)
+    assert cut.shape == (64,)
+    whole = model.encode("a text")[:64]
+    assert cut == pytest.approx(whole / (whole @ whole) ** 0.5, abs=1e-6)

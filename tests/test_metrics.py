@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 
 from helpers import metrics
 from helpers.metrics import evaluate_ranking, evaluate_truncated, prefix
-from helpers.sources import packaged_file
+from helpers.packages import packaged_file
 
 
 def random_case(seed, num_queries=20, num_passages=60, dim=16, graded=False, kinds=None):

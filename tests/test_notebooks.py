@@ -18,7 +18,7 @@ OPTIONAL = [ROOT / "notebooks" / f"{name}.ipynb" for name in FURTHER]
 # What each notebook has to show in its own cells, not behind a helper.
 LESSONS = {
     "01_setup": ["prefix / prefix.norm", "start_run(PRESET)"],
-    "02_data": ["for row in stream_rows(", "mine_hard_negatives("],
+    "02_data": ["load_dataset(", "kept.add(row)", "mine_hard_negatives("],
     "03_baseline": ["1 / rank", "torch.linalg.eigh("],
     "04_training": [
         "cross_entropy(",

@@ -1,6 +1,8 @@
 """What one notebook makes for the next: kept whole, checked, and found again."""
 
 import dataclasses
+import json
+import os
 import shlex
 import sys
 
@@ -13,8 +15,8 @@ from tokenizers import Tokenizer
 
 from helpers import runs as module
 from helpers.config import PRESETS, ROOT
+from helpers.packages import packaged_file
 from helpers.runs import ArtifactError, atomic_write, open_run, start_run
-from helpers.sources import packaged_file
 
 FRAME = pd.DataFrame({"query": ["ä", "b"], "rank": [1, 2]})
 
@@ -129,18 +131,14 @@ def test_an_artefact_of_other_settings_is_refused_and_says_which(run, name, chan
         other.load(name)
 
 
-def test_an_artefact_of_another_number_format_is_refused(run):
+def test_an_artefact_of_another_number_format_is_refused_if_one_is_set(run):
     run.save("qrels.parquet", FRAME)
     other = "float32" if run.precision == "bf16" else "bf16"
-    machine = dataclasses.replace(run.machine, precision=other)
-    for elsewhere in (
-        with_changes(run, precision=other),
-        dataclasses.replace(run, machine=machine),
-    ):
-        assert elsewhere.precision == other
-        with pytest.raises(ArtifactError, match=f"was made with precision '{run.precision}'"):
-            elsewhere.load("qrels.parquet")
+    with pytest.raises(ArtifactError, match=f"was made with precision '{run.precision}'"):
+        with_changes(run, precision=other).load("qrels.parquet")
     assert with_changes(run, precision=run.precision).has("qrels.parquet")
+    machine = dataclasses.replace(run.machine, precision=other)
+    assert dataclasses.replace(run, machine=machine).has("qrels.parquet"), "probed elsewhere"
 
 
 @pytest.mark.parametrize(
@@ -203,13 +201,25 @@ def test_changed_settings_begin_another_run(runs, own):
     assert start_run(str(own)).id == second.id
 
 
-def test_on_another_kind_of_device_the_machine_is_probed_again(runs, monkeypatch):
-    first = start_run("smoke")
-    other = dataclasses.replace(first.machine, device="other", precision="fp16")
-    monkeypatch.setattr(module, "device", lambda: "other")
-    monkeypatch.setattr(module, "probe", lambda: other)
+@pytest.mark.parametrize("change", [{"processor": "Another CPU"}, {"device": "cuda"}])
+def test_on_another_machine_a_run_is_probed_again_and_keeps_what_is_made(run, capsys, change):
+    run.save("tuned_log.csv", FRAME)
+    file = run.folder / "run.json"
+    state = json.loads(file.read_text())
+    state["machine"] |= {"precision": "fp16", **change}
+    file.write_text(json.dumps(state))
     again = open_run()
-    assert (again.id, again.machine) == (first.id, other)
+    assert "This run began on another machine" in capsys.readouterr().out
+    assert (again.id, again.machine.processor) == (run.id, run.machine.processor)
+    assert again.precision != "fp16" and again.has("tuned_log.csv")
+    assert open_run() == again and not capsys.readouterr().out
+
+
+def test_a_cpu_refuses_fp16_before_anything_is_made(runs, own):
+    own.write_text(own.read_text() + 'precision = "fp16"\n')
+    with pytest.raises(ValueError, match=r"own\.toml: precision is 'fp16', but a CPU .* 'auto'"):
+        start_run(str(own))
+    assert not (runs / "own").exists()
 
 
 @pytest.mark.parametrize(
@@ -265,6 +275,43 @@ def test_a_relative_folder_of_runs_is_one_folder_wherever_it_is_used(monkeypatch
 def test_no_run_takes_the_place_of_the_file_that_names_the_current_one(runs, tmp_path):
     start_run("smoke")
     (tmp_path / "Current.toml").write_text('preset = "smoke"\n')
-    with pytest.raises(ValueError, match="no run may be called 'current': rename"):
+    with pytest.raises(ValueError, match="no run of your own may be called 'Current': rename"):
         start_run(str(tmp_path / "Current.toml"))
     assert open_run().experiment.name == "smoke"
+
+
+def test_what_is_typed_elsewhere_leaves_the_current_run(runs, own, monkeypatch):
+    start_run(str(own))
+    monkeypatch.setenv("MATRYOSHKA_PRESET", "smoke")  # as the main command does
+    start_run("smoke")
+    monkeypatch.delenv("MATRYOSHKA_PRESET")
+    assert open_run().experiment.name == "own"
+
+
+def test_another_dataset_does_not_replace_what_a_run_of_one_name_has_made(runs, tmp_path):
+    files = [tmp_path / name / "mine.toml" for name in ("a", "b", "moved")]
+    for file, text in zip(files, ("one", "two", "one"), strict=True):
+        file.parent.mkdir()
+        file.write_text('preset = "smoke"\ndataset = "faq.csv"\n')
+        (file.parent / "faq.csv").write_text(f"query,positive\n{text},{text}\n")
+    start_run(str(files[1]))  # nothing is made yet
+    first = start_run(str(files[0]))
+    first.save("qrels.parquet", FRAME)
+    with pytest.raises(ValueError, match=r"b/mine\.toml: .*mine holds .*set .*name = \"mine_2\""):
+        start_run(str(files[1]))
+    assert first.has("qrels.parquet") and open_run() == first
+    assert start_run(str(files[2])).experiment.dataset == str(tmp_path / "moved" / "faq.csv")
+    (tmp_path / "moved" / "faq.csv").write_text("query,positive\nthree,three\n")  # edited
+    assert start_run(str(files[2])).id != first.id
+
+
+def test_two_processes_write_one_artefact_without_meeting(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    with atomic_write(path) as ours:
+        ours.write_text("ours")
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        with atomic_write(path) as theirs:
+            theirs.write_text("theirs")
+        assert path.read_text() == "theirs"
+        monkeypatch.undo()
+    assert path.read_text() == "ours" and [*tmp_path.iterdir()] == [path]

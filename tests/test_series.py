@@ -14,7 +14,7 @@ import pandas as pd
 from helpers.config import PRESETS, ROOT
 from helpers.runs import NOTEBOOKS
 from tests.loopback_hub import tiny_bge, triplet_files
-from tests.test_sources import write
+from tests.test_files import write
 
 MSMARCO = PRESETS["msmarco"]
 SMALL = """preset = "msmarco"

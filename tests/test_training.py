@@ -30,9 +30,9 @@ from helpers.models import (
     load_model,
     with_rotation,
 )
+from helpers.packages import packaged_file
 from helpers.runs import start_run
 from helpers.seeding import seed_everything
-from helpers.sources import packaged_file
 from helpers.training import (
     DevScores,
     Progress,

@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 
 from helpers.config import PRESETS, from_toml
 from helpers.runs import ArtifactError, start_run
+from helpers.sources import resolve
 from helpers.triplets import (
     SPLITS,
     TripletFilter,
     collect,
     load_data,
     normalise,
-    stream_rows,
+    read_rows,
 )
-from tests.test_sources import write
+from tests.test_files import write
 
 SMOKE = PRESETS["smoke"]
 LONG = "a passage with more than enough words to be kept by every rule that there is here"
@@ -45,10 +46,9 @@ def kept_of(rows, **changes):
 def gather(experiment):
     """Read as notebook 2 does: until there is enough, or the source ends."""
     kept = TripletFilter(experiment)
-    for one in stream_rows(experiment):
+    for one in read_rows(experiment):
         kept.add(one)
-        enough = experiment.num_queries is not None and not kept.missing()
-        if enough or kept.num_read == experiment.max_rows:
+        if kept.is_full:
             break
     return kept
 
@@ -168,7 +168,7 @@ def test_whatever_the_rows_each_is_counted_once_and_the_collection_is_sound(rows
 @pytest.fixture(scope="module")
 def wikipedia():
     kept = TripletFilter(PRESETS["wikipedia"])
-    for one in stream_rows(PRESETS["wikipedia"]):
+    for one in read_rows(PRESETS["wikipedia"]):
         kept.add(one)
     return collect(kept), kept.counts
 
@@ -324,7 +324,7 @@ def test_a_file_of_each_type_makes_a_collection(tmp_path, suffix):
 def test_usual_names_need_no_setting_and_a_negative_may_come_late(tmp_path, query):
     lines = [{query: "a", "positive": "b"}, {query: "c", "positive": "d", "negative": "e"}]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    rows = list(stream_rows(own(tmp_path, "mine.jsonl", "")))
+    rows = list(read_rows(own(tmp_path, "mine.jsonl", "")))
     assert [(r["query"], r["negative"]) for r in rows] == [("a", [None]), ("c", ["e"])]
 
 
@@ -334,7 +334,7 @@ def test_negatives_may_be_lists_or_numbered_columns(tmp_path):
         {"query": "f", "positive": "g", "negative_1": "h", "negative_2": "i", "negatives": "no"},
     ]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    rows = list(stream_rows(own(tmp_path, "mine.jsonl", "")))
+    rows = list(read_rows(own(tmp_path, "mine.jsonl", "")))
     found = [[text for text in row["negative"] if text] for row in rows]
     assert found == [["c", "d", "e"], ["h", "i"]]
 
@@ -349,7 +349,7 @@ def test_negatives_may_be_lists_or_numbered_columns(tmp_path):
 )
 def test_a_missing_column_names_those_that_are_there(tmp_path, more, said):
     with pytest.raises(ValueError, match=re.compile(said, re.DOTALL)):
-        next(stream_rows(own(tmp_path, "mine.csv", more)))
+        next(read_rows(own(tmp_path, "mine.csv", more)))
 
 
 def test_bad_rows_of_a_file_are_counted_by_line_and_the_rest_is_used(tmp_path):
@@ -380,8 +380,8 @@ def test_fewer_passages_than_searches_look_at_are_refused_before_any_work(tmp_pa
 
 
 def test_a_file_that_changes_makes_other_data_and_is_refused_in_the_middle_of_a_run(tmp_path):
-    before = own(tmp_path, "mine.csv")
+    before = resolve(own(tmp_path, "mine.csv"), {})
     write(tmp_path / "mine.csv", OWN[:20])
     with pytest.raises(ValueError, match=r"mine\.csv has changed since this run began"):
-        next(stream_rows(before))
-    assert own(tmp_path, "mine.csv").up_to("data") != before.up_to("data")
+        next(read_rows(before))
+    assert resolve(own(tmp_path, "mine.csv"), {}).up_to("data") != before.up_to("data")

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from helpers.hub import HubError
 from helpers.runs import ArtifactError, Run, short, start_run
-from helpers.sources import HubError
 
 Action = Callable[[Run], Iterable[Path]]
 
@@ -41,7 +41,7 @@ def command(
     for name, other in instead.items():
         parser.add_argument(f"--{name}", dest="action", action="store_const", const=other)
     options = parser.parse_args(arguments)
-    os.environ.pop("MATRYOSHKA_PRESET", None)  # what is typed counts
+    os.environ["MATRYOSHKA_PRESET"] = options.preset  # what is typed counts, here only
     disable_progress_bar()
     try:
         for path in options.action(start_run(options.preset)):

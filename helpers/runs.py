@@ -21,20 +21,11 @@ import pandas as pd
 import safetensors.torch
 import torch
 
-from helpers.config import ROOT, Experiment, find_experiment
+from helpers.config import NOTEBOOKS, ROOT, Experiment, find_experiment
 from helpers.device import Machine, device, probe, processor
 from helpers.packages import sha256
 from helpers.sources import resolve
 
-NOTEBOOKS = (
-    "01_setup",
-    "02_data",
-    "03_baseline",
-    "04_training",
-    "05_evaluation",
-    "06_deployment",
-)
-FURTHER = tuple(f"going_further/{name}" for name in ("recipes", "mistakes", "bits", "databases"))
 # What a run holds: the stage whose settings it depends on, and the notebook that makes it.
 ARTIFACTS = {
     "passages.parquet": ("data", "02_data"),

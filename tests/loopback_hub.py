@@ -93,13 +93,13 @@ class LoopbackHub:
         requests: The method and path of each request, in order.
     """
 
-    def __init__(self):
+    def __init__(self, port: int = 0):
         self.requests: list[tuple[str, str]] = []
         self.closed = False
         self._repos: dict[tuple[str, str], dict[str, dict[str, _File]]] = {}
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
-        self._server = _Server(self)
+        self._server = _Server(self, port)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -247,8 +247,8 @@ def _part(answer: _Answer, asked: str) -> _Answer:
 
 
 class _Server(ThreadingHTTPServer):
-    def __init__(self, hub: LoopbackHub):
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, hub: LoopbackHub, port: int):
+        super().__init__(("127.0.0.1", port), _Handler)
         self.hub = hub
 
     def handle_error(self, request, client_address):

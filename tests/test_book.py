@@ -2,7 +2,6 @@
 
 import functools
 import http.server
-import os
 import re
 import subprocess
 import sys
@@ -12,8 +11,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 import nbformat
 import pytest
 
-from helpers.config import ROOT
-from helpers.runs import FURTHER, NOTEBOOKS
+from helpers.config import FURTHER, NOTEBOOKS, ROOT
 from tools.book import complete
 
 GITHUB = "https://github.com"
@@ -31,18 +29,12 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def book(tmp_path_factory):
+def book():
     """The book's folder, and the address at which it's served."""
-    folder = tmp_path_factory.mktemp("book")
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.book"],
-        cwd=ROOT,
-        env=os.environ | {"MATRYOSHKA_RUNS": str(folder)},
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "tools.book"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    folder /= "book"
+    folder = ROOT / "build" / "book"
     handler = functools.partial(Quiet, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

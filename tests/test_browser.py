@@ -1,7 +1,8 @@
 """The notebooks in JupyterLab: opened in a browser, Run All chosen in the menu, and looked at.
 
 JupyterLab serves a copy of them without outputs, on the smoke preset and with settings of its own.
-A picture of each notebook is kept in ``runs/browser/``, for what only an eye can judge.
+They go on with the run of the notebooks' other tests, or begin it: the models are trained once.
+A picture of each notebook is kept in ``build/browser/``, for what only an eye can judge.
 """
 
 import json
@@ -21,11 +22,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from helpers.config import ROOT
-from helpers.runs import NOTEBOOKS
+from helpers.config import NOTEBOOKS, ROOT
 
 READ = ("notebooks", "helpers", "results", "README.md")  # by the notebooks
-PICTURES = ROOT / "runs" / "browser"
+PICTURES = ROOT / "build" / "browser"
 SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {
         "windowingMode": "none",  # all cells are drawn, those out of sight too
@@ -92,7 +92,6 @@ def lab(tmp_path_factory):
     overrides.write_text(json.dumps(SETTINGS))
     environment = os.environ | {
         "MATRYOSHKA_PRESET": "smoke",
-        "MATRYOSHKA_RUNS": str(folder / "runs"),
         "JUPYTER_CONFIG_DIR": str(own / "config"),
         "JUPYTER_DATA_DIR": str(own / "data"),
         "JUPYTER_RUNTIME_DIR": str(own / "runtime"),

@@ -8,8 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from helpers.config import PRESETS, ROOT
-from helpers.runs import FURTHER, NOTEBOOKS
+from helpers.config import FURTHER, NOTEBOOKS, PRESETS, ROOT
 from notebooks.exercises.checks import EXERCISES
 
 HELPERS = {f"helpers.{p.stem}" for p in (ROOT / "helpers").glob("[!_]*.py")}
@@ -30,7 +29,6 @@ LESSONS = {
     "05_evaluation": ["paired_difference(", "interact("],
     "06_deployment": ["truncate_dim=small", "faiss.Index", "WITH shortlist", "<=>"],
 }
-CODE_LINES = dict.fromkeys(NOTEBOOKS, 150) | {"04_training": 180}
 
 
 def read(path):
@@ -70,36 +68,15 @@ def prose(notebook):
     return "\n".join(cell.source for cell in cells if not is_exercise(cell))
 
 
-def said(notebook):
-    """What the reader reads besides code: prose, and the sentences that code prints."""
-    texts = [prose(notebook)]
-    for output in itertools.chain(*(cell.outputs for cell in code_cells(notebook))):
-        texts.append(output.get("text", "") or output.data.get("text/markdown", ""))
-    return "\n".join(texts)
-
-
-def test_there_are_six_and_each_is_short(notebook):
+def test_every_notebook_is_in_the_lists_that_the_commands_go_through():
     assert sorted(PATHS) == sorted((ROOT / "notebooks").glob("*.ipynb"))
-    name = notebook.metadata["path"].stem
-    lesson = [cell for cell in notebook.cells[2:] if not is_exercise(cell)]
-    assert len(lesson) <= 32
-    assert len(prose(notebook).split()) <= 900
-    assert code_lines(notebook) <= CODE_LINES[name]
-
-
-def code_lines(notebook):
-    lines = [line for cell in code_cells(notebook) for line in cell.source.splitlines()]
-    return len([line for line in lines if line.strip()])
-
-
-def test_an_optional_one_is_shorter_and_asks_one_question(optional):
     assert sorted(OPTIONAL) == sorted((ROOT / "notebooks" / "going_further").glob("*.ipynb"))
-    assert len(optional.cells) <= 24
-    assert len(prose(optional).split()) <= 600
-    assert code_lines(optional) <= 120
+
+
+def test_an_optional_one_asks_one_question_and_answers_it(optional):
     title, answer = optional.cells[0].source.split("\n\n")[:2]
     assert re.fullmatch(r"# .+\?", title)
-    assert answer.startswith("**The answer:** ") and len(re.findall(r"\.(?=\s|$)", answer)) <= 2
+    assert answer.startswith("**The answer:** ")
     assert "](../glossary.md)" in optional.cells[0].source
     last = optional.cells[-1].source
     assert last[last.index("## Recap") :].count("\n- ") >= 3 and "**Back to**" in last
@@ -120,18 +97,13 @@ def test_code_can_be_read_on_half_a_screen(any_notebook):
         assert max(map(len, lines)) <= 79, max(lines, key=len)
 
 
-def test_all_six_are_read_in_an_afternoon():
-    words = sum(len(prose(nbformat.read(path, as_version=4)).split()) for path in PATHS)
-    assert words <= 5_200
-
-
 def test_the_lesson_is_in_the_cells(notebook):
     code = "\n".join(cell.source for cell in code_cells(notebook))
     for call in LESSONS[notebook.metadata["path"].stem]:
         assert call in code, call
 
 
-def test_the_first_cell_is_hidden_short_and_the_same_in_all(any_notebook):
+def test_the_first_cell_is_hidden_and_the_same_in_all(any_notebook):
     first = next(cell for cell in any_notebook.cells if cell.cell_type == "code")
     wanted = next(cell.source for cell in read(PATHS[0]).cells if cell.cell_type == "code")
     if any_notebook.metadata["path"] in OPTIONAL:  # one folder deeper
@@ -139,8 +111,6 @@ def test_the_first_cell_is_hidden_short_and_the_same_in_all(any_notebook):
         wanted = wanted.replace("matryoshka/notebooks", "matryoshka/notebooks/going_further")
     assert first.source == wanted
     assert first.metadata["jupyter"]["source_hidden"] and first.metadata["cellView"] == "form"
-    lines = [x for x in first.source.splitlines() if x and not x.startswith(("#", "import"))]
-    assert len(lines) <= 7
     assert (ROOT / "requirements-colab.txt").is_file() and "requirements-colab.txt" in first.source
 
 
@@ -230,7 +200,7 @@ def imports_of(path: Path) -> set[str]:
 
 def test_imports_run_one_way_and_the_reading_list_is_true():
     listed = re.findall(r"^(\w+) {2,}\w", (ROOT / "helpers" / "__init__.py").read_text(), re.M)
-    assert {f"helpers.{name}" for name in listed} == HELPERS and len(HELPERS) <= 13
+    assert {f"helpers.{name}" for name in listed} == HELPERS
     for place, name in enumerate(listed):
         known = imports_of(ROOT / "helpers" / f"{name}.py")
         assert known <= {f"helpers.{other}" for other in listed[:place]}, name
@@ -249,9 +219,3 @@ def test_notebooks_need_every_helper():
     while more := set().union(*(imports_of(paths[name]) for name in needed)) - needed:
         needed |= more
     assert needed == HELPERS
-
-
-def test_the_readme_is_one_people_finish():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 130
-    assert len(text.split()) <= 1_000

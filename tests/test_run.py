@@ -9,10 +9,11 @@ import pandas as pd
 import psutil
 import pytest
 
+from helpers import execution
 from helpers import run as module
-from helpers.config import PRESETS, ROOT
+from helpers.config import NOTEBOOKS, PRESETS, ROOT
 from helpers.run import main
-from helpers.runs import NOTEBOOKS, start_run
+from helpers.runs import start_run
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +41,11 @@ def write(tmp_path, monkeypatch):
 def seen(monkeypatch):
     """The notebooks that would have run, in order, each with its preset."""
     found = []
-    monkeypatch.setattr(
-        module, "run_notebook", lambda source, target, choice: found.append((source.stem, choice))
-    )
+
+    def run_notebook(source, target, choice):
+        found.append((source.stem, choice))
+
+    monkeypatch.setattr(execution, "run_notebook", run_notebook)
     return found
 
 
@@ -170,3 +173,9 @@ def test_help_names_presets_and_notebooks(capsys):
     said = capsys.readouterr().out
     assert stopped.value.code == 0
     assert all(name in said for name in (*PRESETS, *NOTEBOOKS, "databases"))
+
+
+def test_help_waits_for_no_library_that_only_a_run_needs():
+    code = "import sys, helpers.run; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert not {"nbformat", "datasets", "sentence_transformers"} & {*done.stdout.split()}

@@ -11,8 +11,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from helpers.config import PRESETS, ROOT
-from helpers.runs import NOTEBOOKS
+from helpers.config import NOTEBOOKS, PRESETS, ROOT
 from tests.loopback_hub import tiny_bge, triplet_files
 from tests.test_files import write
 

@@ -1,7 +1,7 @@
 """Build the book: ``python -m tools.book`` makes web pages of the committed notebooks.
 
 The pages are of README.md, the notebooks, their glossary and scripts, and the measured results.
-They go to ``runs/book/`` and need no network. No notebook is run.
+They go to ``build/book/`` and need no network. No notebook is run.
 """
 
 import os
@@ -14,8 +14,7 @@ from pathlib import Path
 import nbformat
 from sphinx.application import Sphinx
 
-from helpers.config import ROOT
-from helpers.runs import FURTHER, NOTEBOOKS, runs_folder, short
+from helpers.config import FURTHER, NOTEBOOKS, ROOT
 
 COLAB = "https://colab.research.google.com/github"
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^():#\s]+)(#[^)\s]*)?\)")
@@ -111,7 +110,6 @@ def build(target: Path) -> int:
 
 
 if __name__ == "__main__":
-    target = runs_folder() / "book"
-    failed = build(target)
-    print(f"{short(target)}/index.html")
+    failed = build(ROOT / "build" / "book")
+    print("build/book/index.html")
     sys.exit(failed)

@@ -3,6 +3,9 @@
 Copies the executed notebooks to ``notebooks/``, and tables, figure and times to ``results/``. It
 also renews ``results/README.md`` and the measured tables of README.md. With ``--further``, copies
 the optional notebooks instead. Nothing is copied unless all of it is there and belongs together.
+
+``python -m tools.publish --check`` needs no run. It reads what is in the repository, prints a line
+for whatever isn't of one run and of the code as it is, and exits with 1 if there is any.
 """
 
 import hashlib
@@ -13,18 +16,12 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import PIL.Image
 
-from helpers.config import ROOT
+from helpers.config import FURTHER, NOTEBOOKS, ROOT
+from helpers.execution import WIDGET
 from helpers.plots import markdown_table
-from helpers.runs import (
-    FURTHER,
-    NOTEBOOKS,
-    ArtifactError,
-    Run,
-    atomic_write,
-    command_line,
-    short,
-)
+from helpers.runs import ArtifactError, Run, atomic_write, command_line, short
 from tools import command
 from tools.report import draw_scores, markdown, write_report
 
@@ -38,6 +35,10 @@ TAKEAWAYS = {
     "05_evaluation": "fine-tuning is the big win; Matryoshka is what remains at 64 and below",
     "06_deployment": "one model, any size: choose bits first, then dimensions, then rerank",
 }
+
+
+FOLDERS = "home|root|work|tmp|usr|opt|mnt|var|private|data|Users|content"
+LOCAL_PATH = re.compile(rf"(?<![\w.:/])/({FOLDERS})/|\b[A-Z]:\\\w")
 
 
 def code_cells(notebook) -> list:
@@ -82,16 +83,48 @@ def executed_notebooks(
 def _problem(done, source, run: Run) -> str | None:
     if done is None:
         return "is missing"
-    outputs = [output for cell in code_cells(done) for output in cell.outputs]
-    counts = [cell.execution_count for cell in code_cells(done)]
+    problems = output_problems(done, run.id, code_sha256(source) == code_sha256(done))
+    if "seconds" not in done.metadata:
+        problems.append("wasn't timed")
+    return next(iter(problems), None)
+
+
+def said(notebook) -> str:
+    """Return all that the outputs of a notebook say in words."""
+    texts = []
+    for output in (output for cell in code_cells(notebook) for output in cell.outputs):
+        data = output.get("data", {}).items()
+        texts += [output.get("text", ""), *(str(x) for kind, x in data if "image" not in kind)]
+    return "\n".join(texts)
+
+
+def output_problems(notebook, run: str, of_this_code: bool) -> list[str]:
+    """Return what is wrong with the outputs of a notebook.
+
+    Args:
+        notebook: The notebook.
+        run: The id of the run that the outputs must be of.
+        of_this_code: Whether the outputs are of the code as it is.
+    """
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    kinds = {kind for output in outputs for kind in output.get("data", {})}
+    figures = [output for output in outputs if "image/png" in output.get("data", {})]
+    text = said(notebook)
     problems = {
         "stopped at an error": any(output.output_type == "error" for output in outputs),
-        f"isn't of run {run.id}": not any(run.id in output.get("text", "") for output in outputs),
-        "was made from other code": code_sha256(done) != code_sha256(source),
+        f"isn't of run {run}": run not in text,
+        "was made from other code": not of_this_code,
         "wasn't run from first cell to last": counts != [*range(1, len(counts) + 1)],
-        "wasn't timed": "seconds" not in done.metadata,
+        "shows a warning": re.search("[Ww]arning", text)
+        or any(output.get("name") == "stderr" for output in outputs),
+        "shows a path of one machine": LOCAL_PATH.search(text),
+        "shows a progress bar": "it/s" in text or WIDGET in kinds,
+        "has a figure without a text that says what it shows": not all(
+            figure.metadata.get("image/png", {}).get("alt") for figure in figures
+        ),
     }
-    return next((problem for problem, there in problems.items() if there), None)
+    return [problem for problem, there in problems.items() if there]
 
 
 def publish(run: Run, root: Path = ROOT) -> list[Path]:
@@ -194,5 +227,55 @@ Measured on {seconds["machine"][0]}, and on {timed["device"].iloc[0]}.""",
     return text
 
 
+def check(root: Path = ROOT) -> list[str]:
+    """Look whether what is published is of one run and of the code as it is.
+
+    Returns:
+        A line for each problem.
+    """
+    results, found = root / "results", []
+    stems = "wikipedia", "wikipedia_differences", "wikipedia_seconds"
+    scores, differences, seconds = (pd.read_csv(results / f"{stem}.csv") for stem in stems)
+    run = scores["run"].iloc[0]
+    texts = {}
+    for name in NOTEBOOKS + FURTHER:
+        notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
+        made_from = notebook.metadata.get("matryoshka", {}).get("code_sha256")
+        problems = output_problems(notebook, run, made_from == code_sha256(notebook))
+        found += [f"notebooks/{name}.ipynb {problem}" for problem in problems]
+        texts[name] = said(notebook)
+    for stem, table in zip(stems, (scores, differences, seconds), strict=True):
+        if {*table["run"]} != {run}:
+            found.append(f"results/{stem}.csv isn't of run {run}")
+    if PIL.Image.open(results / "wikipedia.png").text.get("Description") != run:
+        found.append(f"results/wikipedia.png isn't of run {run}")
+    if tuple(seconds["notebook"]) != NOTEBOOKS:
+        found.append("results/wikipedia_seconds.csv isn't of the six notebooks")
+    (model,) = pd.read_csv(results / "search.csv")["model"].unique()
+    if f"fingerprint {model}" not in "".join(texts[name] for name in NOTEBOOKS):
+        found.append(f"results/search.csv is of another model, {model}")
+    if not databases_agree(texts["going_further/databases"]):
+        found.append("notebooks/going_further/databases.ipynb doesn't find what its text says")
+    return found
+
+
+def databases_agree(text: str) -> bool:
+    """Whether the outputs of ``databases`` are what its text says."""
+    same = sorted(float(share) for share in re.findall(r"([\d.]+)% of FAISS's answers", text))
+    filtered = [int(share) for share in re.findall(r"(\d+)% of the exact answers", text)]
+    if (len(same), len(filtered), text.count("refused: ")) != (5, 2, 4):
+        return False
+    # Signs are coarser; a graph filters too late unless it goes on.
+    return same[0] > 94 and same[1] > 98 and filtered[0] < 60 and filtered[1] > 95
+
+
+def main(arguments: list[str] | None = None) -> int:
+    if (sys.argv[1:] if arguments is None else arguments) == ["--check"]:
+        problems = check()
+        print("\n".join(problems) or "what is published is of one run and of the code as it is")
+        return int(bool(problems))
+    return command(__doc__, publish, arguments, further=publish_further)
+
+
 if __name__ == "__main__":
-    sys.exit(command(__doc__, publish, further=publish_further))
+    sys.exit(main())

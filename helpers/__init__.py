@@ -15,6 +15,7 @@ plots      gives figures and tables one look
 triplets   streams rows, keeps the usable ones, and makes a collection of them
 models     loads, rotates and encodes with models, and writes their cards
 training   has the batches, dev scores and progress that the trainer needs
+forecast   says how long a run may take, and whether it agrees with the published one
 execution  runs a notebook cell by cell, and prints how far it is
 run        is the main command: python -m helpers.run wikipedia
 """

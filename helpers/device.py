@@ -95,13 +95,24 @@ def read_bandwidth(num_bytes: int) -> float:
     return block.nbytes / median_seconds(block.sum)
 
 
+def product_speed(kind: str, precision: str, size: int = 1024) -> float:
+    """Measure a product of two square matrices: multiplications and additions a second.
+
+    Args:
+        kind: "cpu" or "cuda".
+        precision: "float32", "bf16" or "fp16".
+        size: Rows of a matrix.
+    """
+    matrix = torch.ones(size, size, dtype=DTYPES.get(precision, torch.float32), device=kind)
+
+    def product() -> float:
+        return (matrix @ matrix)[0, 0].item()  # waits until a GPU is done
+
+    return 2 * size**3 / median_seconds(product)
+
+
 def _bf16_speed_up(size: int) -> float:
-    return _matmul_seconds(torch.float32, size) / _matmul_seconds(torch.bfloat16, size)
-
-
-def _matmul_seconds(dtype: torch.dtype, size: int) -> float:
-    matrix = torch.ones(size, size, dtype=dtype)
-    return median_seconds(lambda: matrix @ matrix)
+    return product_speed("cpu", "bf16", size) / product_speed("cpu", "float32", size)
 
 
 def _cores() -> int:

@@ -16,12 +16,12 @@ from helpers.device import Machine, autocast, median_seconds, probe
 def test_a_cpu_takes_bf16_only_where_it_pays(monkeypatch, gain, precision, sizes):
     seen = set()
 
-    def seconds(dtype, size):
+    def speed(kind, precision, size):
         seen.add(size)
-        return gain if dtype == torch.float32 else 1.0
+        return 1.0 if precision == "float32" else gain
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(device, "_matmul_seconds", seconds)
+    monkeypatch.setattr(device, "product_speed", speed)
     assert (probe().device, probe().precision) == ("cpu", precision)
     assert seen == sizes, "where bf16 is emulated, large products take long"
 

@@ -26,7 +26,7 @@ from helpers.models import (
     with_rotation,
     without_dropout,
 )
-from helpers.runs import start_run
+from helpers.runs import start_run, versions
 
 # The last one is longer than the model reads.
 TEXTS = ["a text", "the sea is deep", "war and peace", "one more word of it " * 40]
@@ -47,7 +47,19 @@ RESULTS = pd.DataFrame(
 
 @pytest.fixture
 def run(runs):
-    return with_changes(start_run("smoke"), precision="float32")
+    run = with_changes(start_run("smoke"), precision="float32")
+    made_by(run)
+    return run
+
+
+def made_by(run, **machine):
+    """Note in a run's folder on which machine its model was trained."""
+    about = {
+        "machine": dataclasses.asdict(run.machine) | machine,
+        "configuration": {"precision": run.precision},
+        "versions": versions(),
+    }
+    run.path("tuned.manifest.json").write_text(json.dumps(about))
 
 
 def with_changes(run, **changes):
@@ -249,6 +261,12 @@ def test_the_card_and_the_result_to_share_hold_scores_and_how_they_were_made(run
         assert run.id in text and "sentence-transformers 6" in text
     assert "truncate_dim=64" in card and "CC BY-SA 4.0" in card
     assert "12 s (tuned)" in shared and str(run.machine) in shared
+
+
+def test_the_card_and_the_result_to_share_name_the_machine_that_trained(run):
+    made_by(run, processor="Another CPU")
+    for text in (model_card(run, RESULTS), result_to_share(run, RESULTS)):
+        assert "float32 on Another CPU" in text and run.machine.processor not in text
 
 
 @pytest.mark.parametrize(

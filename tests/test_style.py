@@ -35,3 +35,8 @@ def test_the_readme_has_the_two_commands_and_both_take_the_tested_versions():
     for name, file in files.items():
         command = text.split(f"<!-- {name} command -->")[1].split("```")[1]
         assert f"-r {file} -c constraints.txt" in command
+
+
+def test_conda_takes_the_tested_versions():
+    packages = (ROOT / "environment.yml").read_text().split("pip:")[1]
+    assert "- -r requirements.txt\n" in packages and "- -c constraints.txt\n" in packages

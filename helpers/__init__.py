@@ -11,6 +11,7 @@ runs       keeps what one notebook makes for the next, each file with a manifest
 metrics    scores retrieval with truncated embeddings: one encoding, every prefix
 compare    has the controls that need no training, and intervals of differences
 search     searches exactly, reranks a shortlist, and compares what two searches find
+databases  finds a PostgreSQL, or starts one that ends with the notebook
 plots      gives figures and tables one look
 triplets   streams rows, keeps the usable ones, and makes a collection of them
 models     loads, rotates and encodes with models, and writes their cards

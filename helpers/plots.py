@@ -12,8 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-# Readers' texts may hold HTML, which tables should show and not obey.
-pd.options.styler.format.escape = "html"
 # Okabe and Ito's palette, which colour-blind readers can tell apart, and one colour of Tol's.
 STYLE = {
     "bm25": ("BM25", "#7f7f7f", ":"),
@@ -99,7 +97,8 @@ def score_table(frame: pd.DataFrame, caption: str = "", form: str = "{:.3f}") ->
     best = named.max()
     forms = {column: partial(bold, best=best[column]) for column in named}
     right = {"selector": "td, th", "props": "text-align: right"}
-    return named.style.format(forms, na_rep="").set_caption(caption).set_table_styles([right])
+    table = named.style.format(forms, na_rep="").format_index(escape="html")
+    return table.set_caption(caption).set_table_styles([right])
 
 
 def markdown_table(scores: pd.DataFrame, metric: str) -> str:

@@ -1,14 +1,18 @@
 """Tables and figures, on scores that are easy to check by eye."""
 
+import ast
 import itertools
 import re
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
+import nbformat
 import pandas as pd
 import pytest
 from matplotlib.text import Text
 
 from helpers import plots
+from helpers.config import ROOT
 from helpers.plots import STYLE, lines, markdown_table, score_table, show, wide
 
 ROWS = [
@@ -114,6 +118,19 @@ def test_a_figure_is_shown_with_its_alt_text_and_closed(monkeypatch):
     assert not plt.get_fignums()
 
 
-def test_html_in_texts_is_shown_and_not_obeyed():
-    page = pd.DataFrame({"title": ["<script>x</script> & so on"]}).style.to_html()
+@pytest.mark.parametrize(("name", "cell"), [("02_data", "02-06"), ("05_evaluation", "05-22")])
+def test_html_in_texts_is_shown_and_not_obeyed(name, cell):
+    texts = pd.DataFrame({"rows": [2], "title": ["<script>x</script> & so on"]}, index=["<i>"])
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    source = next(found.source for found in notebook.cells if found.id == cell)
+    table = ast.unparse(ast.parse(source).body[-2:])  # the table, and how it is shown
+    space = {
+        "kept": SimpleNamespace(table=lambda: texts),
+        "demo": SimpleNamespace(loc={8: texts}),
+        "QUERY": "",
+        "left": {"selector": "td", "props": "text-align: left"},
+    }
+    exec(table, space)
+    page = space["table"].to_html() + score_table(texts[["rows"]]).to_html()
     assert "&lt;script&gt;x&lt;/script&gt; &amp; so on" in page
+    assert page.count("&lt;i&gt;") == 1 + (name == "02_data"), "rows' names too, where texts are"

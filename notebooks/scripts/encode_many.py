@@ -92,9 +92,8 @@ def main() -> None:
     if not missing:
         return
 
-    address = (
-        os.environ.get("RAY_ADDRESS") or "local"
-    )  # else it joins whatever runs on this machine
+    # "local", or it joins whatever other Ray runs on this machine.
+    address = os.environ.get("RAY_ADDRESS") or "local"
     ray.init(address, log_to_driver=False, logging_level="ERROR")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False

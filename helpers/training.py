@@ -22,6 +22,7 @@ from helpers.config import Experiment
 from helpers.metrics import evaluate_truncated
 from helpers.models import encode_passages, encode_queries
 from helpers.runs import Run
+from helpers.triplets import own_passages
 
 
 class WholePasses(DefaultBatchSampler):
@@ -124,7 +125,8 @@ class DevScores(SentenceEvaluator):
     """Scores dev queries at ``small_dim`` and at full size while the model trains, by MRR@k.
 
     To be quick it searches only the passages that answer dev queries, and as many others, so its
-    scores are higher than those of a search through the whole corpus.
+    scores are higher than those of a search through the whole corpus. A query's own text is left
+    out of its ranking.
 
     Args:
         queries: Dev queries.
@@ -142,6 +144,7 @@ class DevScores(SentenceEvaluator):
         self.queries, self.run = queries, run
         self.passages = [passages[i] for i in relevant + others]
         self.qrels = [{place[passage] for passage in wanted} for wanted in qrels]
+        self.exclude = own_passages(queries, self.passages)
         self.dims = sorted({run.experiment.small_dim, run.experiment.full_dim})
 
     def __call__(
@@ -154,6 +157,7 @@ class DevScores(SentenceEvaluator):
             self.qrels,
             self.dims,
             k,
+            exclude=self.exclude,
         )
         scores = table.set_index("dim")[f"mrr@{k}"]
         return {f"dev_mrr@{k}_at_{dim}": float(score) for dim, score in scores.items()}

@@ -469,8 +469,8 @@ def _draw_splits(groups: np.ndarray, experiment: Experiment) -> np.ndarray:
         if any(drawn[name] < min(10, number / 3) for name, number in asked.items()):
             print("That leaves too few groups to split: every query is drawn on its own.")
             return _draw_splits(np.arange(len(groups)), experiment)
-        short = "".join(f", so {name} has {n:,} queries less" for name, n in room.items() if n)
-        print(f"Such queries are in one split{short}.")
+        short = "".join(f", {n:,} fewer in {name}" for name, n in room.items() if n)
+        print(f"They are in one split{short}.")
     if experiment.max_train is not None:
         split[order[split[order] == "train"][experiment.max_train :]] = "unused"
     return split

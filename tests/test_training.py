@@ -273,3 +273,5 @@ def test_dev_scores_are_those_of_the_answers_and_as_many_other_passages(runs, ti
     found = scores(model)
     assert [*found] == ["dev_mrr@10_at_8", "dev_mrr@10_at_32"]
     assert [*found.values()] == expected["mrr@10"].tolist()
+    passages[3] = TEXTS[10].upper()  # the first query's own text
+    assert DevScores(queries, qrels, passages, run)(model) == pytest.approx(found, abs=0.01)

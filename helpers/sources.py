@@ -127,15 +127,13 @@ def longest_text(folder: Path) -> int:
         ValueError: the configuration is broken.
     """
     modules = _read(folder / "modules.json") or [{"path": ""}]
-    part = folder / modules[0]["path"]
-    files = [*part.glob("sentence_*_config.json"), part / "tokenizer_config.json"]
-    found = [_read(path) or {} for path in files]
-    limits = [said.get(name) for said in found for name in ("max_seq_length", "model_max_length")]
-    configuration = _read(part / "config.json") or {}
-    if positions := configuration.get("max_position_embeddings"):
-        # RoBERTa's kin, whose padding has number 1, count from the place after it.
-        limits.append(positions - 2 * (configuration.get("pad_token_id") == 1))
-    return min(limit for limit in [LONGEST, *limits] if limit and limit > 0)
+    files = {path.name: _read(path) for path in (folder / modules[0]["path"]).glob("*config.json")}
+    names = ("max_seq_length", "model_max_length", "max_position_embeddings")
+    limits = [LONGEST, *(said[name] for said in files.values() for name in names if name in said)]
+    own = files.get("config.json", {})
+    if own.get("pad_token_id") == 1:  # RoBERTa's kin count positions from the padding's on
+        limits.append(own.get("max_position_embeddings", 0) - 2)
+    return min(limit for limit in limits if limit and limit > 0)
 
 
 def _read(path: Path):

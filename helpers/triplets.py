@@ -417,11 +417,10 @@ def collect(kept: TripletFilter) -> RetrievalData:
             f"{len(damaged):,} passages hold HTML or broken characters, such as {damaged[0]!r}. "
             "They stay as they are: clean the file first, for example with ftfy."
         )
-    linked = [{*found, *other} for found, other in zip(queries.values(), own, strict=True)]
     frame = pd.DataFrame(
         {
             "text": list(queries),
-            "split": _draw_splits(_groups(linked, len(passages)), experiment),
+            "split": _draw_splits(_groups([*queries.values()], own), experiment),
             "negative": pd.Series([negatives[text] for text in queries], dtype="object"),
             "relevant": queries.values(),
         }
@@ -441,13 +440,14 @@ def collect(kept: TripletFilter) -> RetrievalData:
     return data
 
 
-def _groups(linked: list[set[int]], num_passages: int) -> np.ndarray:
+def _groups(answers: list[dict[int, None]], own: list[set[int]]) -> np.ndarray:
     """Number the groups of queries that passages link: ``(num_queries,)``."""
-    ends = [(query, passage) for query, found in enumerate(linked) for passage in found]
-    rows, columns = np.array(ends).T
-    size = len(linked) + num_passages
-    graph = coo_array((np.ones(len(ends)), (rows, len(linked) + columns)), shape=(size, size))
-    return connected_components(graph, directed=False)[1][: len(linked)]
+    links = [(query, p) for query, ids in enumerate(answers) for p in (*ids, *own[query])]
+    queries, passages = np.array(links).T
+    size = len(answers) + passages.max() + 1
+    ends = queries, len(answers) + passages
+    graph = coo_array((np.ones(len(links)), ends), shape=(size, size))
+    return connected_components(graph, directed=False)[1][: len(answers)]
 
 
 def _draw_splits(groups: np.ndarray, experiment: Experiment) -> np.ndarray:

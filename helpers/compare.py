@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -33,7 +33,12 @@ def _in_pairs(text: str) -> str:
     return _UNSPACED.sub(pairs, text)
 
 
-def bm25_ranking(queries: Sequence[str], passages: Sequence[str], k: int = 10) -> np.ndarray:
+def bm25_ranking(
+    queries: Sequence[str],
+    passages: Sequence[str],
+    k: int = 10,
+    exclude: Sequence[Collection[int]] | None = None,
+) -> np.ndarray:
     """Rank passages for each query by BM25 (bm25s's defaults, English stop words).
 
     Scripts without spaces between words, such as Chinese or Thai, are searched by pairs of
@@ -43,6 +48,7 @@ def bm25_ranking(queries: Sequence[str], passages: Sequence[str], k: int = 10) -
         queries: Texts, at least one.
         passages: The corpus; a passage's id is its row number.
         k: Passages to return for each query.
+        exclude: For each query, passages to leave out.
 
     Returns:
         ``(num_queries, k)`` row numbers, best first; -1 instead of a passage that shares no word
@@ -58,7 +64,9 @@ def bm25_ranking(queries: Sequence[str], passages: Sequence[str], k: int = 10) -
         return np.full((len(queries), k), -1)
     index = bm25s.BM25()
     index.index(words, show_progress=False)
-    found = min(k, len(passages))
+    exclude = [()] * len(queries) if exclude is None else exclude
+    depth = k + max(map(len, exclude))
+    found = min(depth, len(passages))
     ranking, scores = index.retrieve(
         bm25s.tokenize(queries, stopwords="en", show_progress=False, return_ids=False),
         k=found,
@@ -66,7 +74,9 @@ def bm25_ranking(queries: Sequence[str], passages: Sequence[str], k: int = 10) -
         backend_selection="numpy",  # JAX may order equal scores otherwise
     )
     ranking = np.where(scores > 0, ranking.astype(np.int64), -1)
-    return np.pad(ranking, ((0, 0), (0, k - found)), constant_values=-1)
+    ranking = np.pad(ranking, ((0, 0), (0, depth - found)), constant_values=-1)
+    left = [row[~np.isin(row, [*out])][:k] for row, out in zip(ranking, exclude, strict=True)]
+    return np.array(left)
 
 
 def svd_rotation(embeddings: torch.Tensor) -> torch.Tensor:

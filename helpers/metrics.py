@@ -16,6 +16,7 @@ def evaluate_truncated(
     dims: Sequence[int],
     k: int = 10,
     per_query: bool = False,
+    exclude: Sequence[Collection[int]] | None = None,
 ):
     """Score retrieval by cosine similarity of the first ``dim`` dimensions of each embedding.
 
@@ -30,6 +31,7 @@ def evaluate_truncated(
         dims: Prefix lengths to score.
         k: Passages looked at for each query.
         per_query: Also return the scores of each query.
+        exclude: For each query, row numbers of passages to leave out of its ranking.
 
     Returns:
         A DataFrame with one row for each of ``dims``, in that order, and the columns ``dim``,
@@ -54,7 +56,7 @@ def evaluate_truncated(
         raise ValueError(f"dims is {list(dims)}: expected at least one dimension, and none twice")
     tables = []
     for dim in dims:
-        ranks = _ranks(queries, corpus, dim, gains)
+        ranks = _ranks(queries, corpus, dim, gains, exclude)
         table = _scores(ranks, gains, k)
         table.insert(0, "dim", dim)
         tables.append(table)
@@ -164,7 +166,9 @@ def _check_qrels(qrels, num_queries: int, num_passages: int) -> list[dict[int, f
     return checked
 
 
-def _ranks(queries: torch.Tensor, corpus: torch.Tensor, dim: int, gains) -> list[dict[int, int]]:
+def _ranks(
+    queries: torch.Tensor, corpus: torch.Tensor, dim: int, gains, exclude=None
+) -> list[dict[int, int]]:
     """The rank, from 1, of each relevant passage in the whole corpus.
 
     A rank is one more than the number of passages that score higher, or as high and come earlier.
@@ -173,6 +177,11 @@ def _ranks(queries: torch.Tensor, corpus: torch.Tensor, dim: int, gains) -> list
     """
     query_of = torch.tensor([query for query, wanted in enumerate(gains) for _ in wanted])
     passage_of = torch.tensor([passage for wanted in gains for passage in wanted])
+    left_out = [
+        (pair, passage)
+        for pair, query in enumerate(query_of.tolist() if exclude else ())
+        for passage in exclude[query]
+    ]
     asked = prefix(queries.double(), dim)
     step = max(1, BLOCK // dim)
     pairs = zip(query_of.split(step), passage_of.split(step), strict=True)
@@ -186,7 +195,11 @@ def _ranks(queries: torch.Tensor, corpus: torch.Tensor, dim: int, gains) -> list
         place = torch.arange(start, start + len(block))
         earlier = place < passage_of[:, None]
         better = (scores > own[:, None]) & (place != passage_of[:, None])
-        ahead += (better | ((scores == own[:, None]) & earlier)).sum(dim=1)
+        better |= (scores == own[:, None]) & earlier
+        for pair, passage in left_out:
+            if start <= passage < start + len(block):
+                better[pair, passage - start] = False
+        ahead += better.sum(dim=1)
     found = iter((ahead + 1).tolist())
     return [{passage: next(found) for passage in wanted} for wanted in gains]
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -82,8 +82,12 @@ def start_run(choice: str) -> "Run":
     return _open(choice, look_up=True)
 
 
-def open_run() -> "Run":
+def open_run(after: str = NOTEBOOKS[0]) -> "Run":
     """Open the run that notebook 1 started last, or the one of MATRYOSHKA_PRESET.
+
+    Args:
+        after: The notebook before the one that opens it. Where anything is missing, the error
+            names the line that runs the notebooks up to it.
 
     Raises:
         ArtifactError: no run was started; the message says how to start one.
@@ -91,8 +95,8 @@ def open_run() -> "Run":
     """
     choice = current_choice()
     if not choice and not os.environ.get("MATRYOSHKA_PRESET"):
-        raise ArtifactError(f"no run was started.\n{_how_to_make('wikipedia', NOTEBOOKS[0])}")
-    return _open(choice, look_up=False)
+        raise ArtifactError(f"no run was started.\n{_how_to_make('wikipedia', after)}")
+    return replace(_open(choice, look_up=False), after=after)
 
 
 def current_choice() -> str:
@@ -187,6 +191,7 @@ class Run:
         id: Names it in every notebook and table.
         machine: What was found out about this machine when the run began.
         choice: What stands for it on the command line: a preset or a ``.toml`` file.
+        after: The notebook before the one that has opened it.
     """
 
     experiment: Experiment
@@ -194,6 +199,7 @@ class Run:
     id: str
     machine: Machine
     choice: str
+    after: str = NOTEBOOKS[0]
 
     def __str__(self) -> str:
         return (
@@ -254,10 +260,10 @@ class Run:
 
         Raises:
             ArtifactError: it is missing, damaged or made with other settings. The message names
-                the notebook that makes it, and a line that runs it.
+                a line that makes it, with all else that the open notebook needs.
         """
         if problem := self._problem(name):
-            how = _how_to_make(self.choice, ARTIFACTS[name][1])
+            how = _how_to_make(self.choice, max(ARTIFACTS[name][1], self.after))
             raise ArtifactError(f"{short(self.path(name))} {problem}.\n{how}")
         readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".safetensors": _load_tensors}
         return readers.get(self.path(name).suffix, Path)(self.path(name))
@@ -331,7 +337,7 @@ def _how_to_make(choice: str, notebook: str) -> str:
     where = "in a terminal, in the repository's folder"
     if "google.colab" in sys.modules:
         line, where = f"!cd {shlex.quote(str(ROOT))} && {line}", "in a cell"
-    return f"Run notebooks/{notebook}.ipynb first, or this line {where}:\n    {line}"
+    return f"Run the notebooks up to {notebook} first, or this line {where}:\n    {line}"
 
 
 def _load_tensors(path: Path) -> dict[str, torch.Tensor]:

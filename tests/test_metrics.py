@@ -214,6 +214,25 @@ def test_bad_input_is_named(bad, said):
         evaluate_truncated(**GOOD | bad)
 
 
+@pytest.mark.parametrize("block", [60, 1_000_000])
+def test_passages_that_are_left_out_score_as_if_they_were_not_there(monkeypatch, block):
+    monkeypatch.setattr("helpers.metrics.BLOCK", block)
+    queries, corpus, qrels = random_case(9, graded=True)
+    qrels = [{passage: gain for passage, gain in one.items() if passage != 3} for one in qrels]
+    qrels = [one if any(g > 0 for g in one.values()) else {0: 1.0} for one in qrels]
+    corpus[3] = queries[0]  # comes first for the first query
+    far = corpus.copy()
+    far[3] = -queries[0]
+    first = slice(0, 1)
+    options = {"dims": [8, 16], "exclude": [{3}]}
+    found = evaluate_truncated(queries[first], corpus, qrels[first], **options)
+    assert found.equals(evaluate_truncated(queries[first], far, qrels[first], [8, 16]))
+    everyone = evaluate_truncated(
+        queries, corpus, qrels, **options | {"exclude": [()] * len(queries)}
+    )
+    assert everyone.equals(evaluate_truncated(queries, corpus, qrels, [8, 16]))
+
+
 def test_a_ranking_scores_as_the_embeddings_it_came_from():
     queries, corpus, qrels = random_case(9, graded=True)
     scores = prefix(torch.tensor(queries), 16) @ prefix(torch.tensor(corpus), 16).T

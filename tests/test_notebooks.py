@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
+import pandas as pd
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
@@ -108,6 +110,39 @@ def test_the_lesson_is_in_the_cells(notebook):
 
 def first_cell(path):
     return next(cell for cell in read(path).cells if cell.cell_type == "code")
+
+
+def test_each_opens_its_run_with_the_notebook_before(notebook):
+    code = "\n".join(cell.source for cell in code_cells(notebook))
+    place = NOTEBOOKS.index(notebook.metadata["path"].stem)
+    opened = {0: "start_run(PRESET)", 1: "open_run()"}
+    later = f'open_run(after="{NOTEBOOKS[place - 1]}")'
+    assert f" = {opened.get(place, later)}\n" in code
+
+
+@pytest.mark.parametrize("name", ["03_baseline", "05_evaluation"])
+def test_no_query_finds_its_own_text(name):
+    book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    code = "\n".join(cell.source for cell in code_cells(book))
+    calls = re.findall(r"(?:evaluate_truncated|bm25_ranking)\([^()]*(?:\[[^]]*\])?[^()]*\)", code)
+    assert len(calls) >= 3 and all("exclude=own" in call for call in calls), calls
+
+
+@pytest.mark.parametrize(("lost", "rows"), [(1, 99), (2, 100)])
+def test_queries_without_a_mined_negative_train_with_a_random_one_if_they_are_many(lost, rows):
+    """One of a hundred is dropped; from two on, all of them are filled."""
+    cells = nbformat.read(ROOT / "notebooks" / "02_data.ipynb", as_version=4).cells
+    source = next(cell.source for cell in cells if "mined.columns" in cell.source)
+    table = pd.DataFrame(
+        {"query": [f"q{i}" for i in range(100)], "positive": "p", "negative": None}
+    )
+    mined = table[lost:].assign(negative="n").set_axis(["query", "positive", "negative_1"], axis=1)
+    data = SimpleNamespace(fill_negatives=lambda rows, seed: rows.fillna(f"random {seed}"))
+    known = {"rows": table, "mined": mined, "data": data, "experiment": PRESETS["smoke"]}
+    exec(source, known)
+    found = known["triplets"]
+    assert len(found) == rows and [*found] == [*table] and [*found.index] == [*range(rows)]
+    assert (found["negative"] == "random 2611").sum() == rows - 100 + lost
 
 
 def test_the_first_cell_is_hidden_and_the_same_in_all(any_notebook):

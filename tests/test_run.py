@@ -14,7 +14,7 @@ from helpers import run as module
 from helpers.config import NOTEBOOKS, PRESETS, ROOT
 from helpers.run import main
 from helpers.runs import start_run
-from tests.test_models import made_by
+from tests.test_models import made_by, scored
 
 
 @pytest.fixture(autouse=True)
@@ -123,10 +123,12 @@ def test_a_finished_run_ends_with_a_result_to_share(seen, monkeypatch, capsys):
     run = start_run("smoke")
     run.save("results.csv", results.assign(**more))
     made_by(run)
+    scored(run)
     assert main(["smoke"]) == 0
     assert seen == [(name, "smoke") for name in NOTEBOOKS]
     said = capsys.readouterr().out
-    for part in ("### smoke: ", "0.314", "Recall@10", run.id, "smoke/release", "smoke/notebooks"):
+    more = ("Tuned minus the rotated control", "smoke/release", "smoke/notebooks")
+    for part in ("### smoke: ", "0.314", "Recall@10", run.id, *more):
         assert part in said
 
 

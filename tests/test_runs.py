@@ -88,7 +88,7 @@ def test_a_missing_artefact_names_the_notebook_and_a_line_that_runs_it(runs, own
     with pytest.raises(ArtifactError, match=r"qrels\.parquet is missing") as error:
         run.load("qrels.parquet")
     line = f"python -m helpers.run '{own}' --until 02_data"  # the path has a space
-    assert "Run notebooks/02_data.ipynb first, or this line in a terminal" in str(error.value)
+    assert "Run the notebooks up to 02_data first, or this line in a terminal" in str(error.value)
     assert str(error.value).endswith(f"\n    {line}")
     monkeypatch.setitem(sys.modules, "google.colab", sys)
     with pytest.raises(ArtifactError) as error:
@@ -101,7 +101,7 @@ def test_a_damaged_artefact_is_refused(run, harm):
     path = run.save("tuned_log.csv", FRAME)
     path.write_bytes(harm(path.read_bytes()))
     assert not run.has("tuned_log.csv")
-    with pytest.raises(ArtifactError, match=r"is damaged.*\n.*04_training\.ipynb first"):
+    with pytest.raises(ArtifactError, match=r"is damaged.*\n.*up to 04_training first"):
         run.load("tuned_log.csv")
 
 
@@ -250,9 +250,21 @@ def test_the_run_that_was_started_last_is_opened(runs, own, monkeypatch):
 def test_without_a_run_the_error_says_how_to_start_one(runs):
     with pytest.raises(ArtifactError) as error:
         open_run()
-    assert "Run notebooks/01_setup.ipynb first" in str(error.value)
+    assert "Run the notebooks up to 01_setup first" in str(error.value)
     assert str(error.value).endswith("python -m helpers.run wikipedia --until 01_setup")
     assert not runs.exists()
+
+
+def test_a_later_notebook_names_one_line_that_makes_all_it_needs(runs):
+    with pytest.raises(ArtifactError, match=r"helpers\.run wikipedia --until 03_baseline$"):
+        open_run(after="03_baseline")
+    start_run("smoke")
+    run = open_run(after="03_baseline")
+    for name in ("passages.parquet", "base.safetensors"):
+        with pytest.raises(ArtifactError, match=r"helpers\.run smoke --until 03_baseline$"):
+            run.load(name)
+    with pytest.raises(ArtifactError, match=r"--until 04_training$"):
+        run.load("tuned")
 
 
 def test_a_toml_file_is_found_from_the_notebooks_folder_too(runs, own, monkeypatch):

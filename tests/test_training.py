@@ -277,12 +277,10 @@ def test_dev_scores_are_those_of_the_answers_and_others_up_to_a_thousand(runs, t
     scores, model = DevScores(queries, qrels, passages, run), load_model(run)
     assert scores.ids == [10, 11, 12, 13, 14, 40, 1270, *range(10), *range(15, 40), *range(41, 999)]
     assert scores.passages == [passages[i] for i in scores.ids]
-    expected = evaluate_truncated(
-        encode_queries(model, queries, run),
-        encode_passages(model, scores.passages, run),
-        [{scores.ids.index(i) for i in wanted} for wanted in qrels],
-        [8, 32],
-    )
+    places = [{scores.ids.index(i) for i in wanted} for wanted in qrels]
+    asked = encode_queries(model, queries, run)
+    corpus = encode_passages(model, scores.passages, run)
+    expected = evaluate_truncated(asked, corpus, places, [8, 32])
     states = torch.get_rng_state(), random.getstate()
     found = scores(model)
     assert torch.get_rng_state().equal(states[0]) and random.getstate() == states[1]
@@ -292,3 +290,10 @@ def test_dev_scores_are_those_of_the_answers_and_others_up_to_a_thousand(runs, t
     assert DevScores(queries[:2], enough, passages, run).ids == [*range(1100)]
     assert DevScores(queries, qrels, passages[:1271], run).ids[-1] == 998
     assert len(DevScores(queries[:1], qrels[:1], passages[:64], run).ids) == 64
+
+    passages[3] = TEXTS[10].upper()  # the first query's own text
+    own = scores.ids.index(3)
+    corpus[own] = asked[0]
+    expected = evaluate_truncated(asked, corpus, places, [8, 32], exclude=[{own}, *[set()] * 5])
+    found = DevScores(queries, qrels, passages, run)(model)
+    assert [*found.values()] == pytest.approx(expected["mrr@10"].tolist())

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections import Counter
+from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from helpers.triplets import (
     collect,
     load_data,
     normalise,
+    own_passages,
     read_rows,
 )
 from tests.test_files import write
@@ -261,13 +264,74 @@ def test_mining_is_told_all_right_answers_and_training_sees_the_first():
     assert not rows["positive"].str.endswith("too").any()
 
 
+def answers(data):
+    """The passages that answer the queries of each split."""
+    return {name: set().union(*data.split(name)[1]) for name in SPLITS}
+
+
+def test_queries_that_share_an_answer_share_a_split(capsys):
+    chained = [row(f"query number {i}", f"{LONG} {i - 1}") for i in range(1, 40, 2)]
+    data = small([*numbered(60), *chained, *numbered(90)[60:]], num_test=20, num_dev=15)
+    assert all(one.isdisjoint(other) for one, other in combinations(answers(data).values(), 2))
+    sizes = {"test": 20, "dev": 15, "train": 55}
+    assert data.queries["split"].value_counts().to_dict() == sizes
+    said = capsys.readouterr().out
+    assert "40 of 90 queries share an answer" in said and "are in one split." in said
+    assert "known answers" not in said
+
+
+def test_splits_have_no_more_queries_than_asked_and_say_what_they_lack(capsys):
+    rows = [row(f"query number {i}", f"{LONG} {i // 3}") for i in range(120)]
+    data = small(rows, num_test=32, num_dev=31)
+    assert data.queries["split"].value_counts().to_dict() == {"train": 60, "test": 30, "dev": 30}
+    assert "in one split, 2 fewer in test, 1 fewer in dev." in capsys.readouterr().out
+
+
+def test_with_too_few_answers_queries_are_drawn_one_by_one_and_that_is_said(capsys):
+    rows = [row(f"query number {i}", f"{LONG} {i % 12}") for i in range(600)]
+    data = small(rows, num_test=100, num_dev=50)
+    assert data.queries["split"].value_counts().to_dict() == {"train": 450, "test": 100, "dev": 50}
+    for said in (capsys.readouterr().out, data.known_answers()):
+        assert "100 of 100 test queries have an answer that training sees" in said
+        assert "new questions on known answers" in said
+
+
+def test_a_pair_and_its_reverse_share_a_split_and_a_querys_own_text_is_found(capsys):
+    pairs = [(f"how is thing number {i}", f"tell me how thing number {i} is") for i in range(30)]
+    rows = [row(*pair) for pair in pairs] + [row(b.upper(), a) for a, b in pairs]
+    data = small(rows, num_test=10, num_dev=10, min_passage_words=1)
+    for name in SPLITS:
+        numbers = [re.search(r"\d+", text)[0] for text in data.split(name)[0]]
+        assert set(Counter(numbers).values()) == {2}
+    assert "60 of 60 queries are passages" in capsys.readouterr().out
+    queries, relevant = data.split("test")
+    texts = data.passages["text"].map(normalise)
+    for query, own, right in zip(queries, own_passages(queries, texts), relevant, strict=True):
+        assert {*texts[[*own]]} == {normalise(query)} and own.isdisjoint(right)
+    assert own_passages(["nothing like it"], texts) == [set()]
+
+
+def test_random_negatives_are_training_passages_and_never_right():
+    other = [row(f"query number {i}", f"{LONG} {i + 1}") for i in range(20)]
+    data = small([*numbered(30, negative=None), *other, row(f"{LONG} 3", f"{LONG} 99")])
+    rows = data.training_rows(num_negatives=2)
+    rows.loc[0, "negative"] = "its own"
+    found = data.fill_negatives(rows, seed=1)
+    assert found.loc[0, "negative"] == "its own" and found.notna().all(axis=None)
+    assert found[["query", "positive"]].equals(rows[["query", "positive"]])
+    right = data.pairs("train").groupby("query")["positive"].agg(set)
+    train = {*data.passages["text"][data.train_passages()]}
+    for query, _, *negatives in found[1:].itertuples(index=False):
+        assert {*negatives} <= train - right[query] - {query} and len({*negatives}) == 2
+    assert found["negative_2"].nunique() > len(found) / 2
+    assert found.equals(data.fill_negatives(rows, seed=1))
+    assert not found.equals(data.fill_negatives(rows, seed=2))
+
+
 def test_what_looks_odd_is_said(capsys):
-    small([row(f"query number {i}", f"{LONG} {i % 4}") for i in range(16)], k=2)
-    assert "16 of 16 queries share their passage" in (said := capsys.readouterr().out)
-    assert "That's most of them" in said
     small([*numbered(16), row("a new query", LONG + " &amp; it\u00e2\u20ac\u2122s odd")])
     assert "1 passages hold HTML or broken characters" in (said := capsys.readouterr().out)
-    assert "share" not in said
+    assert "queries" not in said
     small()
     assert capsys.readouterr().out == ""
 

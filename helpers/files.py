@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,13 @@ import pyarrow
 import pyarrow.parquet
 
 from helpers.config import SUFFIXES, is_file_name
+from helpers.packages import folder_sha256, sha256
+
+BEIR = ["query-id", "corpus-id", "score"]  # the columns of its qrels
+_AN_OBJECT = (
+    'Write each as an object on one line, such as {"query": "...", "positive": "..."}; for objects '
+    "over several lines: jq -c . OLD > NEW.jsonl"
+)
 
 
 class Row(NamedTuple):
@@ -21,35 +29,150 @@ class Row(NamedTuple):
     fault: str | None = None  # why it can't be read
 
 
-def read_file(path: Path, columns: Collection[str] | None = None) -> Iterator[Row]:
-    """Yield the rows of a file; blank lines are passed over.
+def read_file(path: str | Path, columns: Collection[str] | None = None) -> Iterator[Row]:
+    """Yield the rows of a file, or of all files in a folder; blank lines are passed over.
 
     Args:
         path: UTF-8 text that ends in ``.jsonl`` (an object a line, or one array of them), ``.csv``
             or ``.tsv`` (with a line of column names; in TSV, quotes are text), or ``.parquet``.
-        columns: Those that are needed, of a ``.parquet`` file; None for all.
+        columns: Those of a ``.parquet`` file that must hold text. Then only columns of texts,
+            numbers and truth values come with them.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: an unsupported type, two columns of one name, content of another type, or a
             quote that nothing closes.
     """
-    with _clear_errors(path):
-        if path.suffix.lower() == ".parquet":
-            yield from _parquet(path, columns)
-        else:
-            yield from (_json_lines if path.suffix.lower() == ".jsonl" else _table)(path)
+    for file in _shards(Path(path)):
+        with _clear_errors(file):
+            if file.suffix.lower() == ".parquet":
+                rows = _parquet(file, columns)
+            else:
+                rows = (_json_lines if file.suffix.lower() == ".jsonl" else _table)(file)
+            for row in rows:
+                yield row if file == Path(path) else row._replace(place=f"{file.name} {row.place}")
 
 
 def column_names(path: Path) -> list[str]:
     """List the columns of a file; of JSONL, all that any line has. Raises as :func:`read_file`."""
+    return [*dict.fromkeys(name for file in _shards(path) for name in _names(file))]
+
+
+def _names(path: Path) -> list[str]:
     with _clear_errors(path):
         if path.suffix.lower() == ".jsonl":
-            return [*dict.fromkeys(name for row in _json_lines(path) for name in row.columns or ())]
+            names = {name: None for row in _json_lines(path) for name in row.columns or ()}
+            if not names:
+                raise ValueError(f"{path}: no line is a JSON object. {_AN_OBJECT}")
+            return [*names]
         if path.suffix.lower() == ".parquet":
             return _distinct(path, pyarrow.parquet.read_schema(path).names)
         with open(path, encoding="utf-8-sig", newline="") as file:
             return _header(path, _csv_reader(path, file))
+
+
+def _shards(path: Path) -> list[Path]:
+    """The file, or the files of a folder without hidden ones, which must be of one type."""
+    if not path.is_dir():
+        return [path]
+    files = [file for file in path.rglob("*") if is_file_name(file.name) and file.is_file()]
+    files = [file for file in files if not _is_hidden(file.relative_to(path))]
+    types = sorted({file.suffix.lower() for file in files})
+    if len(types) != 1:
+        raise ValueError(
+            f"{path} is a folder with {' and '.join(types) or 'none of ' + ', '.join(SUFFIXES)}: "
+            "name one file, or a folder with files of one type"
+        )
+    return sorted(files)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
+
+
+def data_sha256(path: Path) -> str:
+    """Return the SHA-256 of a reader's own file, or of all that is read of a folder."""
+    if beir := beir_files(path):
+        return folder_sha256(beir.corpus.parent, [beir.corpus, beir.queries, *beir.qrels])
+    return folder_sha256(path, _shards(path)) if path.is_dir() else sha256(path)
+
+
+# --- Collections in BEIR's layout ---
+
+
+class Beir(NamedTuple):
+    """The files of a collection in BEIR's layout."""
+
+    corpus: Path
+    queries: Path
+    qrels: list[Path]
+
+
+def beir_files(path: Path) -> Beir | None:
+    """Find a collection in BEIR's or GPL's layout by its folder or one of its files of qrels.
+
+    None if it's something else.
+    """
+    for folder in (path, path.parent, *sorted(path.glob("*qrels"))):
+        corpus = folder.with_name("corpus.jsonl")
+        queries = folder.with_name(folder.name.replace("qrels", "queries") + ".jsonl")
+        qrels = sorted(folder.glob("*.tsv"))
+        if folder.name.endswith("qrels") and corpus.is_file() and queries.is_file() and qrels:
+            return Beir(corpus, queries, qrels)
+    return None
+
+
+def read_beir(files: Beir) -> Iterator[Row]:
+    """Yield a row for each answer that the qrels name, then one for each other passage.
+
+    All qrels count as one. As in BEIR, a passage is its title and its text.
+
+    Yields:
+        Rows with the columns ``query`` (None for a passage alone), ``positive`` and ``title``.
+
+    Raises:
+        ValueError: as :func:`read_file`; or the qrels have other columns.
+    """
+    answers = []
+    for path in files.qrels:
+        if (names := column_names(path)) != BEIR:
+            raise ValueError(f"{path}: expected a first line of {', '.join(BEIR)}, got {names}")
+        for row in read_file(path):
+            row = row._replace(place=f"{path.name} {row.place}")
+            if row.columns and not _is_above_zero(row.columns["score"]):
+                row = Row(row.place, None, "no score above 0, so no answer")
+            if row.columns:
+                answers.append((row.place, row.columns["query-id"], row.columns["corpus-id"]))
+            else:
+                yield row
+    relevant = {passage for _, _, passage in answers}
+    queries = {name: row.columns.get("text") for name, row in _by_id(files.queries)}
+    passages = {name: row.columns for name, row in _by_id(files.corpus) if name in relevant}
+    for place, query, passage in answers:
+        if query in queries and passage in passages:
+            yield Row(place, {"query": queries[query]} | _passage(passages[passage]))
+        else:
+            yield Row(place, None, "no text has this id")
+    for name, row in _by_id(files.corpus):
+        if name not in relevant:
+            yield Row(f"corpus {row.place}", {"query": None} | _passage(row.columns))
+
+
+def _by_id(path: Path) -> Iterator[tuple[str, Row]]:
+    return ((str(row.columns.get("_id")), row) for row in read_file(path) if row.columns)
+
+
+def _passage(columns: dict) -> dict:
+    title, text = columns.get("title"), columns.get("text")
+    whole = f"{title} {text}" if title and isinstance(text, str) else text
+    return {"positive": whole, "title": title or None}
+
+
+def _is_above_zero(score: str) -> bool:
+    try:
+        return float(score) > 0
+    except ValueError:
+        return False
 
 
 @contextmanager
@@ -85,7 +208,13 @@ def _json_lines(path: Path) -> Iterator[Row]:
         is_array = file.read(1) == "["
         file.seek(0)
         if is_array:
-            for number, found in enumerate(json.load(file), start=1):
+            try:
+                array = json.load(file)
+            except json.JSONDecodeError as error:
+                if error.msg != "Extra data":
+                    raise
+                raise ValueError(f"{path}: each line is an array. {_AN_OBJECT}") from None
+            for number, found in enumerate(array, start=1):
                 yield _json_row(f"object {number}", found)
             return
         for number, line in enumerate(file, start=1):
@@ -152,14 +281,22 @@ def _distinct(path: Path, names: list[str]) -> list[str]:
 
 def _parquet(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
     with pyarrow.parquet.ParquetFile(path) as file:
-        for name in columns or ():
-            kind = file.schema_arrow.field(name).type
+        kinds = {field.name: field.type for field in file.schema_arrow}
+        for name, kind in kinds.items() if columns else ():
             kind = getattr(kind, "value_type", kind)  # of lists, and of encoded columns
-            if not (pyarrow.types.is_null(kind) or "string" in str(kind)):
+            if name in columns and not (pyarrow.types.is_null(kind) or "string" in str(kind)):
                 raise ValueError(
                     f"{path}: the column {name!r} holds {kind}, expected text: cast it to string"
                 )
-        batches = file.iter_batches(batch_size=1000, columns=columns and [*columns])
+        if columns:
+            columns = [name for name in kinds if name in columns or _is_plain(kinds[name])]
+        batches = file.iter_batches(batch_size=1000, columns=columns)
         rows = (row for batch in batches for row in batch.to_pylist())
         for number, columns in enumerate(rows, start=1):
             yield Row(f"row {number}", columns)
+
+
+def _is_plain(kind: pyarrow.DataType) -> bool:
+    """Whether a column may hold labels; others, such as dates, may be unreadable."""
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    return bool(re.match("bool|u?int|double|float|half|decimal|(large_)?string", str(kind)))

@@ -1,5 +1,6 @@
 """Load, rotate and encode with sentence embedding models, and write what is handed on of one."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -82,6 +83,56 @@ def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
             "model's folder in the Hub's cache and load it again"
         )
     return model
+
+
+def prompts_in_use(model: SentenceTransformer) -> str:
+    """Say what a loaded model puts before queries and passages, and which prompts it doesn't use.
+
+    A prompt that is only in the model's card can't be known.
+    """
+    used = {"queries": model.prompts.get("query"), "passages": model.prompts.get("document")}
+    said = "; ".join(
+        f"{kind}: {text!r}" if text else f"{kind}: none" for kind, text in used.items()
+    )
+    others = {
+        name: text for name, text in model.prompts.items() if text and text not in used.values()
+    }
+    if others:
+        said += "\nThe model also has " + ", ".join(f"{n}: {t!r}" for n, t in others.items())
+        said += ". To use one, set query_prompt or document_prompt to its text."
+    return f"Prompts before {said}"
+
+
+def check_beginnings(model: SentenceTransformer, kind: str, texts: Sequence[str], k: int) -> None:
+    """Print how many texts are equal in the tokens that the model reads.
+
+    Args:
+        model: As :func:`load_model` returns it.
+        kind: The prompt that is put before them: "query" or "document".
+        texts: Different texts.
+        k: How many have to differ.
+
+    Raises:
+        ValueError: fewer do.
+    """
+    limit, prompt = model.max_seq_length, model.prompts.get(kind) or ""
+    # Tokens are cut only where beginnings are equal: one character is four tokens at most.
+    starts = [text[: max(0, limit - len(prompt)) // 4].casefold() for text in texts]
+    number = Counter(starts)
+    like = [prompt + text for text, start in zip(texts, starts, strict=True) if number[start] > 1]
+    if not like:
+        return
+    tokens = model.tokenizer(like, truncation=True, max_length=limit)["input_ids"]
+    read = Counter(map(tuple, tokens))
+    alike = sum(number for number in read.values() if number > 1)
+    said = (
+        f"{alike:,} of {len(texts):,} texts ({kind}) are equal in the {limit} tokens that are "
+        "read: raise max_seq_length, or cut their beginning"
+    )
+    if len(texts) - len(like) + len(read) < k:
+        raise ValueError(f"{said}. There's nothing to learn from fewer than k = {k} different ones")
+    if alike:
+        print(f"{said}.")
 
 
 @lru_cache

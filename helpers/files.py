@@ -15,10 +15,7 @@ from helpers.config import SUFFIXES, is_file_name
 from helpers.packages import folder_sha256, sha256
 
 BEIR = ["query-id", "corpus-id", "score"]  # the columns of its qrels
-_AN_OBJECT = (
-    'Write each as an object on one line, such as {"query": "...", "positive": "..."}; for objects '
-    "over several lines: jq -c . OLD > NEW.jsonl"
-)
+_ADVICE = 'Write one object a line, such as {"query": "...", "positive": "..."}'
 
 
 class Row(NamedTuple):
@@ -63,7 +60,11 @@ def _names(path: Path) -> list[str]:
         if path.suffix.lower() == ".jsonl":
             names = {name: None for row in _json_lines(path) for name in row.columns or ()}
             if not names:
-                raise ValueError(f"{path}: no line is a JSON object. {_AN_OBJECT}")
+                saw, advice = "no line is a JSON object", _ADVICE
+                if path.read_text(encoding="utf-8-sig").lstrip().startswith("{"):
+                    saw = "it seems to write an object over several lines, or several on one"
+                    advice = f"Write one a line, for example by jq -c . {path.name} > new.jsonl"
+                raise ValueError(f"{path}: {saw}. {advice}")
             return [*names]
         if path.suffix.lower() == ".parquet":
             return _distinct(path, pyarrow.parquet.read_schema(path).names)
@@ -213,7 +214,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
             except json.JSONDecodeError as error:
                 if error.msg != "Extra data":
                     raise
-                raise ValueError(f"{path}: each line is an array. {_AN_OBJECT}") from None
+                raise ValueError(f"{path}: each line is an array. {_ADVICE}") from None
             for number, found in enumerate(array, start=1):
                 yield _json_row(f"object {number}", found)
             return

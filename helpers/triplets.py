@@ -22,7 +22,7 @@ SPLITS = ("train", "dev", "test")
 # Characters that nobody sees: zero-width and direction marks, soft hyphens, byte-order marks.
 _RANGES = (range(0x200B, 0x2010), range(0x202A, 0x202F), range(0x2060, 0x206A))
 _UNSEEN = dict.fromkeys([0xAD, 0x61C, 0x180E, 0xFEFF, *(sign for part in _RANGES for sign in part)])
-# Control characters: PostgreSQL can't hold the first, and nobody sees the others. Some are spaces.
+# Control characters, of which PostgreSQL can't hold the first. Some separate words.
 _CONTROLS = dict.fromkeys([*range(9), *range(0xE, 0x1C), 0x7F])
 _CONTROLS |= dict.fromkeys([0xB, 0xC, *range(0x1C, 0x20)], " ")
 _CONTROL = re.compile(f"[{''.join(map(chr, _CONTROLS))}]")
@@ -37,7 +37,8 @@ _GUESSES = {
     r"^pos(itive)?s?([ _-]|\d|$)": "right answers? positive_column = {!r}",
     "label|score|grade|relev|rating|simil": "a label? every row counts as a right answer",
 }
-_ID = re.compile(r"(.*[ _-])?[pqd]?id", re.IGNORECASE)
+_NUMBER = re.compile(r"[\w.:-]*\d[\w.:-]*", re.ASCII)
+_IDS = re.compile(r"(.*[ _-])?(query|doc|corpus|passage|[pqd])?ids?", re.IGNORECASE)
 # Traces of HTML, and of UTF-8 that was read as Windows-1252.
 _DAMAGED = re.compile(r"&(?:[a-z]{2,8}|#\d+);|</?[a-z]+[ >/]|â€|Ã[\x80-\xbf]", re.IGNORECASE)
 
@@ -144,8 +145,8 @@ def _columns(present: list[str], experiment: Experiment) -> dict[str, list[str]]
     header = ("<tab>" if suffix == ".tsv" else ",").join(header)
     if text := next((name for name in present if len(name.split()) > 8 or len(name) > 80), None):
         raise ValueError(
-            f"{experiment.dataset}: the first line must name the columns, but it seems to have no "
-            f"such line, as one would be called {text[:60]!r}: add {header}"
+            f"{experiment.dataset}: the first line must name the columns, but it seems to have "
+            f"none: {text[:60]!r} is no name. Add a first line, such as {header}"
         )
     names = {}
     for role, usual in (
@@ -157,20 +158,18 @@ def _columns(present: list[str], experiment: Experiment) -> dict[str, list[str]]
         wanted = (given,) if given else usual
         found = [name for name in wanted if name in present][:1]
         if role == "negative":  # they may be numbered
-            numbered = re.compile(re.escape(wanted[0]) + r"([ _-]?\d+)?")
-            found = [name for name in present if numbered.fullmatch(name)]
+            numbered = re.escape(wanted[0]) + r"((?<=\D)[ _-]?\d+)?"
+            found = [name for name in present if re.fullmatch(numbered, name)]
         if found:
             names[role] = found
         elif given or role != "negative":
             raise ValueError(
                 f"{experiment.dataset} has no column {' or '.join(map(repr, wanted))}; it has "
                 f"{', '.join(map(repr, present)) or 'none'}. Set {role}_column to the one with "
-                f"the {role}"
-                + f". If that's a row, add a line of names: {header}"
-                * (suffix in (".csv", ".tsv"))
+                f"the {role}; if that's a row and no names, add a first line, such as {header}"
             )
     read = [*itertools.chain(*names.values())]
-    if ids := [name for name in read if _ID.fullmatch(name)]:
+    if ids := [name for name in read if _IDS.fullmatch(name)]:
         raise ValueError(
             f"{experiment.dataset}: the column {ids[0]!r} holds ids by its name, expected texts. "
             f"A collection in BEIR's layout ({', '.join(BEIR)}) is read from its folder"
@@ -437,23 +436,23 @@ def _refuse_labels(kept: TripletFilter) -> None:
         except ValueError:
             return _LABELS.get(text, text)
 
-    dataset, config = kept.experiment.dataset, kept.experiment.dataset_config
+    dataset = kept.experiment.dataset
     for name, values in kept.unread.items():
         if {label(value) for value in values.values()} - {None} != {0, 1}:
             continue
-        ones = ", ".join(text for text, value in values.items() if label(value) == 1)
-        target = "right.jsonl"
-        rows = f"load_dataset({dataset!r}, {config!r}, split='train')"
-        if not kept.experiment.dataset_on_hub:
-            target = str(Path(dataset).with_name(target))
-            rows = f"(row.columns or {{}} for row in read_file({dataset!r}))"
+        ones = [v if isinstance(v, str) else 1 for v in values.values() if label(v) == 1]
+        rows = f"(row.columns or {{}} for row in read_file({dataset!r}))"
+        target = str(Path(dataset).with_name("right.jsonl"))
+        if kept.experiment.dataset_on_hub:
+            rows = f"load_dataset({dataset!r}, {kept.experiment.dataset_config!r}, split='train')"
+            target = "right.jsonl"
         raise ValueError(
             f"{dataset}: the column {name!r} isn't read, and holds 0 and 1. If 0 is for wrong "
-            "answers, keep the 1s with this line, run here, and name its file as dataset. If it "
-            "means something else, leave the column out of the file.\n"
+            "answers, keep the 1s with this line, and set dataset to what it writes:\n"
             "import pandas as pd; from datasets import load_dataset; from helpers.files import "
-            f"read_file; pd.DataFrame(row for row in {rows} if row.get({name!r}) in [{ones}])."
-            f"to_json({target!r}, orient='records', lines=True)"
+            f"read_file; pd.DataFrame(row for row in {rows} if row.get({name!r}) in {ones})"
+            f".to_json({target!r}, orient='records', lines=True)\n"
+            "If it means something else, leave the column out of the file."
         )
 
 
@@ -501,6 +500,10 @@ def collect(kept: TripletFilter) -> RetrievalData:
         raise ValueError(
             f"{experiment.dataset} gives {len(passages)} passages, but k is {experiment.k}: set it "
             "lower, or bring more rows"
+        )
+    if 2 * sum(bool(_NUMBER.fullmatch(text)) for text in passages) > len(passages):
+        print(
+            f"Most passages are numbers, such as {next(iter(passages))!r}: are they ids of texts?"
         )
     answers = Counter(next(iter(found)) for found in queries.values())
     if shared := sum(number for number in answers.values() if number > 1):

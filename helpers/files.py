@@ -76,8 +76,8 @@ def _shards(path: Path) -> list[Path]:
     """The file, or the files of a folder without hidden ones, which must be of one type."""
     if not path.is_dir():
         return [path]
-    files = [file for file in path.rglob("*") if is_file_name(file.name) and file.is_file()]
-    files = [file for file in files if not _is_hidden(file.relative_to(path))]
+    found = [file for file in path.rglob("*") if is_file_name(file.name) and file.is_file()]
+    files = [f for f in found if all(part[0] not in "._" for part in f.relative_to(path).parts)]
     types = sorted({file.suffix.lower() for file in files})
     if len(types) != 1:
         raise ValueError(
@@ -85,10 +85,6 @@ def _shards(path: Path) -> list[Path]:
             "name one file, or a folder with files of one type"
         )
     return sorted(files)
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts)
 
 
 def data_sha256(path: Path) -> str:
@@ -139,41 +135,32 @@ def read_beir(files: Beir) -> Iterator[Row]:
         if (names := column_names(path)) != BEIR:
             raise ValueError(f"{path}: expected a first line of {', '.join(BEIR)}, got {names}")
         for row in read_file(path):
-            row = row._replace(place=f"{path.name} {row.place}")
-            if row.columns and not _is_above_zero(row.columns["score"]):
-                row = Row(row.place, None, "no score above 0, so no answer")
-            if row.columns:
-                answers.append((row.place, row.columns["query-id"], row.columns["corpus-id"]))
+            place = f"{path.name} {row.place}"
+            if row.columns and float(row.columns["score"] or 0) > 0:
+                answers.append((place, row.columns["query-id"], row.columns["corpus-id"]))
             else:
-                yield row
+                yield Row(place, None, row.fault or "a score of 0 or below, so no answer")
     relevant = {passage for _, _, passage in answers}
-    queries = {name: row.columns.get("text") for name, row in _by_id(files.queries)}
-    passages = {name: row.columns for name, row in _by_id(files.corpus) if name in relevant}
+    queries = {name: columns.get("text") for name, columns in _by_id(files.queries)}
+    passages = {name: _passage(c) for name, c in _by_id(files.corpus) if name in relevant}
     for place, query, passage in answers:
-        if query in queries and passage in passages:
-            yield Row(place, {"query": queries[query]} | _passage(passages[passage]))
-        else:
-            yield Row(place, None, "no text has this id")
-    for name, row in _by_id(files.corpus):
-        if name not in relevant:
-            yield Row(f"corpus {row.place}", {"query": None} | _passage(row.columns))
+        known = query in queries and passage in passages
+        columns = {"query": queries[query]} | passages[passage] if known else None
+        yield Row(place, columns, None if known else "no text has this id")
+    for place, columns, fault in read_file(files.corpus):
+        if fault:
+            yield Row(f"{files.corpus.name} {place}", None, fault)
+        elif str(columns.get("_id")) not in relevant:
+            yield Row(f"{files.corpus.name} {place}", {"query": None} | _passage(columns))
 
 
-def _by_id(path: Path) -> Iterator[tuple[str, Row]]:
-    return ((str(row.columns.get("_id")), row) for row in read_file(path) if row.columns)
+def _by_id(path: Path) -> Iterator[tuple[str, dict]]:
+    return ((str(row.columns.get("_id")), row.columns) for row in read_file(path) if row.columns)
 
 
 def _passage(columns: dict) -> dict:
-    title, text = columns.get("title"), columns.get("text")
-    whole = f"{title} {text}" if title and isinstance(text, str) else text
-    return {"positive": whole, "title": title or None}
-
-
-def _is_above_zero(score: str) -> bool:
-    try:
-        return float(score) > 0
-    except ValueError:
-        return False
+    title, text = columns.get("title") or None, columns.get("text")
+    return {"positive": f"{title} {text}" if title and text else text, "title": title}
 
 
 @contextmanager
@@ -283,21 +270,16 @@ def _distinct(path: Path, names: list[str]) -> list[str]:
 def _parquet(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
     with pyarrow.parquet.ParquetFile(path) as file:
         kinds = {field.name: field.type for field in file.schema_arrow}
-        for name, kind in kinds.items() if columns else ():
-            kind = getattr(kind, "value_type", kind)  # of lists, and of encoded columns
-            if name in columns and not (pyarrow.types.is_null(kind) or "string" in str(kind)):
+        for name in kinds.keys() & (columns or ()):
+            kind = getattr(kinds[name], "value_type", kinds[name])  # of lists, and of encoded ones
+            if not (pyarrow.types.is_null(kind) or "string" in str(kind)):
                 raise ValueError(
                     f"{path}: the column {name!r} holds {kind}, expected text: cast it to string"
                 )
-        if columns:
-            columns = [name for name in kinds if name in columns or _is_plain(kinds[name])]
+        if columns:  # others, such as dates, may be unreadable
+            plain = re.compile("(dictionary<values=)?(bool|u?int|double|float|half|decimal|string)")
+            columns = [n for n, kind in kinds.items() if n in columns or plain.match(str(kind))]
         batches = file.iter_batches(batch_size=1000, columns=columns)
         rows = (row for batch in batches for row in batch.to_pylist())
         for number, columns in enumerate(rows, start=1):
             yield Row(f"row {number}", columns)
-
-
-def _is_plain(kind: pyarrow.DataType) -> bool:
-    """Whether a column may hold labels; others, such as dates, may be unreadable."""
-    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-    return bool(re.match("bool|u?int|double|float|half|decimal|(large_)?string", str(kind)))

@@ -86,37 +86,28 @@ def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
 
 
 def prompts_in_use(model: SentenceTransformer) -> str:
-    """Say what a loaded model puts before queries and passages, and which prompts it doesn't use.
-
-    A prompt that is only in the model's card can't be known.
-    """
-    used = {"queries": model.prompts.get("query"), "passages": model.prompts.get("document")}
+    """Say what a loaded model puts before texts, and which other prompts it has."""
+    prompts = model.prompts
+    used = {"queries": prompts.get("query"), "passages": prompts.get("document")}
     said = "; ".join(
-        f"{kind}: {text!r}" if text else f"{kind}: none" for kind, text in used.items()
+        f"{what}: {text!r}" if text else f"{what}: none" for what, text in used.items()
     )
-    others = {
-        name: text for name, text in model.prompts.items() if text and text not in used.values()
-    }
+    others = {name: text for name, text in prompts.items() if text and text not in used.values()}
     if others:
-        said += "\nThe model also has " + ", ".join(f"{n}: {t!r}" for n, t in others.items())
-        said += ". To use one, set query_prompt or document_prompt to its text."
+        said += f"\nThe model also has {others}: set query_prompt or document_prompt to use one"
     return f"Prompts before {said}"
 
 
 def check_beginnings(model: SentenceTransformer, kind: str, texts: Sequence[str], k: int) -> None:
-    """Print how many texts are equal in the tokens that the model reads.
+    """Print how many different texts are equal in the tokens that the model reads.
 
-    Args:
-        model: As :func:`load_model` returns it.
-        kind: The prompt that is put before them: "query" or "document".
-        texts: Different texts.
-        k: How many have to differ.
+    ``kind`` is the prompt that is put before them: "query" or "document".
 
     Raises:
-        ValueError: fewer do.
+        ValueError: fewer than ``k`` differ.
     """
     limit, prompt = model.max_seq_length, model.prompts.get(kind) or ""
-    # Tokens are cut only where beginnings are equal: one character is four tokens at most.
+    # Only texts that begin alike are cut into tokens: a character is four tokens at most.
     starts = [text[: max(0, limit - len(prompt)) // 4].casefold() for text in texts]
     number = Counter(starts)
     like = [prompt + text for text, start in zip(texts, starts, strict=True) if number[start] > 1]
@@ -124,14 +115,13 @@ def check_beginnings(model: SentenceTransformer, kind: str, texts: Sequence[str]
         return
     tokens = model.tokenizer(like, truncation=True, max_length=limit)["input_ids"]
     read = Counter(map(tuple, tokens))
-    alike = sum(number for number in read.values() if number > 1)
-    said = (
-        f"{alike:,} of {len(texts):,} texts ({kind}) are equal in the {limit} tokens that are "
-        "read: raise max_seq_length, or cut their beginning"
-    )
-    if len(texts) - len(like) + len(read) < k:
-        raise ValueError(f"{said}. There's nothing to learn from fewer than k = {k} different ones")
-    if alike:
+    if alike := sum(number for number in read.values() if number > 1):
+        said = (
+            f"{alike:,} of {len(texts):,} texts ({kind}) are equal in the {limit} tokens that are "
+            "read: raise max_seq_length, or cut their beginning"
+        )
+        if len(texts) - len(like) + len(read) < k:
+            raise ValueError(f"{said}. Fewer than k = {k} differ, so there's nothing to learn")
         print(f"{said}.")
 
 

@@ -27,15 +27,15 @@ _CONTROLS = dict.fromkeys([*range(9), *range(0xE, 0x1C), 0x7F])
 _CONTROLS |= dict.fromkeys([0xB, 0xC, *range(0x1C, 0x20)], " ")
 _CONTROL = re.compile(f"[{''.join(map(chr, _CONTROLS))}]")
 
-# How programs write a missing value, a label and a list as text.
+# How programs write a missing value, labels and a list as text.
 _NULLS = {"nan", "null", "none", "na", "n/a", "#n/a"}
-_LABELS = dict.fromkeys(("true", "t", "yes", "y"), 1) | dict.fromkeys(("false", "f", "no", "n"), 0)
+_RIGHT, _WRONG = {"1", "1.0", "true", "t", "yes", "y"}, {"0", "0.0", "false", "f", "no", "n"}
 _LIST = re.compile(r"""\s*(\[\s*\]|[\[{]\s*[ub]?['"].*[\]}])\s*""", re.DOTALL)
 # What a column may be that isn't read, by its name.
 _GUESSES = {
-    r"neg(ative)?s?([ _-]|\d|$)": "negatives? negative_column = {!r}",
-    r"^pos(itive)?s?([ _-]|\d|$)": "right answers? positive_column = {!r}",
-    "label|score|grade|relev|rating|simil": "a label? every row counts as a right answer",
+    r"neg(ative)?s?([ _-]|\d|$)": " (negatives? negative_column = {!r})",
+    r"^pos(itive)?s?([ _-]|\d|$)": " (right answers? positive_column = {!r})",
+    "label|score|grade|relev|rating|simil": " (a label? every row counts as a right answer)",
 }
 _NUMBER = re.compile(r"[\w.:-]*\d[\w.:-]*", re.ASCII)
 _IDS = re.compile(r"(.*[ _-])?(query|doc|corpus|passage|[pqd])?ids?", re.IGNORECASE)
@@ -140,13 +140,13 @@ def _named(columns: dict, names: dict[str, list[str]], place: str) -> dict:
 
 def _columns(present: list[str], experiment: Experiment) -> dict[str, list[str]]:
     """Which of a source's columns hold the query, the positive and, if there, the negatives."""
-    suffix = Path(experiment.dataset).suffix.lower()
+    dataset = experiment.dataset
     header = ["query", "positive", "negative"][: max(2, len(present))]
-    header = ("<tab>" if suffix == ".tsv" else ",").join(header)
+    header = ("<tab>" if dataset.lower().endswith(".tsv") else ",").join(header)
     if text := next((name for name in present if len(name.split()) > 8 or len(name) > 80), None):
         raise ValueError(
-            f"{experiment.dataset}: the first line must name the columns, but it seems to have "
-            f"none: {text[:60]!r} is no name. Add a first line, such as {header}"
+            f"{dataset}: the first line must name the columns, but it seems to have none: "
+            f"{text[:60]!r} is no name. Add a first line, such as {header}"
         )
     names = {}
     for role, usual in (
@@ -157,35 +157,32 @@ def _columns(present: list[str], experiment: Experiment) -> dict[str, list[str]]
         given = getattr(experiment, f"{role}_column")
         wanted = (given,) if given else usual
         found = [name for name in wanted if name in present][:1]
-        if role == "negative":  # they may be numbered
+        if role == "negative":
             numbered = re.escape(wanted[0]) + r"((?<=\D)[ _-]?\d+)?"
             found = [name for name in present if re.fullmatch(numbered, name)]
         if found:
             names[role] = found
         elif given or role != "negative":
             raise ValueError(
-                f"{experiment.dataset} has no column {' or '.join(map(repr, wanted))}; it has "
+                f"{dataset} has no column {' or '.join(map(repr, wanted))}; it has "
                 f"{', '.join(map(repr, present)) or 'none'}. Set {role}_column to the one with "
                 f"the {role}; if that's a row and no names, add a first line, such as {header}"
             )
     read = [*itertools.chain(*names.values())]
     if ids := [name for name in read if _IDS.fullmatch(name)]:
         raise ValueError(
-            f"{experiment.dataset}: the column {ids[0]!r} holds ids by its name, expected texts. "
-            f"A collection in BEIR's layout ({', '.join(BEIR)}) is read from its folder"
+            f"{dataset}: the column {ids[0]!r} holds ids by its name, expected texts. A collection "
+            f"in BEIR's layout ({', '.join(BEIR)}) is read from its folder"
         )
     print("Columns that are read:", ", ".join(map(repr, read)))
-    if unread := [repr(name) + _guess(name) for name in present if name not in read]:
+    if unread := [f"{name!r}{_guess(name)}" for name in present if name not in read]:
         print("Columns that aren't read:", ", ".join(unread))
     return names
 
 
 def _guess(name: str) -> str:
-    """What a column may be that isn't read, in parentheses."""
-    for pattern, guess in _GUESSES.items():
-        if re.search(pattern, name, re.IGNORECASE):
-            return f" ({guess.format(re.sub(r'[ _-]?[0-9]+$', '', name))})"
-    return ""
+    found = (guess for sign, guess in _GUESSES.items() if re.search(sign, name, re.IGNORECASE))
+    return next(found, "").format(name.rstrip("0123456789 _-"))
 
 
 # --- What is kept ---
@@ -200,7 +197,7 @@ class TripletFilter:
         counts: Rows by what became of them; every row counts once.
         notes: Texts that were changed or aren't used, by what and why.
         places: Where the first few such texts and dropped rows of each kind are.
-        unread: Some values of each column that isn't read.
+        unread: Some values of each column that isn't read, as lower-case text.
     """
 
     def __init__(self, experiment: Experiment):
@@ -209,7 +206,7 @@ class TripletFilter:
         self.counts: Counter = Counter()
         self.notes: Counter = Counter()
         self.places: dict[str, list[str]] = {}
-        self.unread: dict[str, dict[str, object]] = {}
+        self.unread: dict[str, set[str]] = {}
         self._queries: dict[str, str] = {}
         self._negatives: dict[str, list[str]] = {}
         self._passages: dict[str, str] = {}
@@ -241,9 +238,9 @@ class TripletFilter:
     def add(self, row: dict) -> None:
         """Judge one row, count it, and keep it if it is usable."""
         for name, value in row.get("unread", {}).items():
-            seen = self.unread.setdefault(name, {})
+            seen = self.unread.setdefault(name, set())
             if len(seen) < 12:
-                seen[repr(value)] = value
+                seen.add(str(value).strip().lower())
         outcome, kept = self._judge(row)
         self.counts[outcome] += 1
         if kept is None:
@@ -426,34 +423,25 @@ def load_data(run: Run) -> RetrievalData:
 
 def _refuse_labels(kept: TripletFilter) -> None:
     """Stop if a column that isn't read holds 0 and 1 only, whatever its type."""
-
-    def label(value) -> float | str | None:
-        text = str(value).strip().lower()
-        if not text or text in _NULLS:
-            return None
-        try:
-            return float(text)
-        except ValueError:
-            return _LABELS.get(text, text)
-
-    dataset = kept.experiment.dataset
+    dataset, config = kept.experiment.dataset, kept.experiment.dataset_config
     for name, values in kept.unread.items():
-        if {label(value) for value in values.values()} - {None} != {0, 1}:
-            continue
-        ones = [v if isinstance(v, str) else 1 for v in values.values() if label(v) == 1]
-        rows = f"(row.columns or {{}} for row in read_file({dataset!r}))"
-        target = str(Path(dataset).with_name("right.jsonl"))
-        if kept.experiment.dataset_on_hub:
-            rows = f"load_dataset({dataset!r}, {kept.experiment.dataset_config!r}, split='train')"
-            target = "right.jsonl"
-        raise ValueError(
-            f"{dataset}: the column {name!r} isn't read, and holds 0 and 1. If 0 is for wrong "
-            "answers, keep the 1s with this line, and set dataset to what it writes:\n"
-            "import pandas as pd; from datasets import load_dataset; from helpers.files import "
-            f"read_file; pd.DataFrame(row for row in {rows} if row.get({name!r}) in {ones})"
-            f".to_json({target!r}, orient='records', lines=True)\n"
-            "If it means something else, leave the column out of the file."
-        )
+        found = values - _NULLS - {""}
+        if found <= _RIGHT | _WRONG and found & _RIGHT and found & _WRONG:
+            rows = f"(row.columns or {{}} for row in read_file({dataset!r}))"
+            target = str(Path(dataset).with_name("right.jsonl"))
+            if kept.experiment.dataset_on_hub:
+                rows, target = (
+                    f"load_dataset({dataset!r}, {config!r}, split='train')",
+                    "right.jsonl",
+                )
+            raise ValueError(
+                f"{dataset}: the column {name!r} isn't read, and holds 0 and 1. If 0 is for wrong "
+                "answers, keep the 1s with this line, and set dataset to what it writes:\n"
+                "import pandas as pd; from datasets import load_dataset; from helpers.files import "
+                f"read_file; pd.DataFrame(row for row in {rows} if str(row.get({name!r})).strip()"
+                f".lower() in {found & _RIGHT}).to_json({target!r}, orient='records', lines=True)"
+                "\nIf it means something else, leave the column out of the file."
+            )
 
 
 def collect(kept: TripletFilter) -> RetrievalData:

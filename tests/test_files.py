@@ -286,6 +286,8 @@ def beir(folder, qrels="qrels", queries="queries.jsonl"):
     title = {0: "A title", 1: "", 2: None}
     texts = [{"_id": n, "title": title.get(n, ""), "text": f"text {n}"} for n in range(6)]
     write(folder / "corpus.jsonl", texts)
+    with open(folder / "corpus.jsonl", "a") as file:
+        file.write("{broken\n")
     write(folder / queries, [{"_id": f"q{n}", "text": f"question {n}"} for n in range(4)])
     (folder / qrels).mkdir()
     head = "query-id\tcorpus-id\tscore\n"
@@ -309,9 +311,10 @@ def test_a_collection_in_beirs_layout_is_read_as_texts(tmp_path, names):
         *((None, f"text {n}") for n in range(2, 6)),
     }
     assert {(row.place, row.fault) for row in rows if row.fault} == {
-        ("test.tsv line 3", "no score above 0, so no answer"),
-        ("train.tsv line 4", "no score above 0, so no answer"),
+        ("test.tsv line 3", "a score of 0 or below, so no answer"),
+        ("train.tsv line 4", "a score of 0 or below, so no answer"),
         ("test.tsv line 4", "no text has this id"),
+        ("corpus.jsonl line 7", "not valid JSON"),
     }
     before = data_sha256(folder / names[0] / "train.tsv")
     write(folder / "corpus.jsonl", [{"_id": "1", "text": "another"}])

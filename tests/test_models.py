@@ -109,7 +109,7 @@ def test_the_prompts_in_use_are_named_and_those_that_are_not(run, tmp_path):
     own = {"model": str(tmp_path), "query_prompt": None, "document_prompt": None}
     said = prompts_in_use(load_model(with_changes(run, **own)))
     assert said.startswith("Prompts before queries: none; passages: 'passage: '\n")
-    assert "also has s2p_query: 'Instruct: find\\nQuery: '. To use one, set query_prompt" in said
+    assert "also has {'s2p_query': 'Instruct: find\\nQuery: '}: set query_prompt" in said
     mine = with_changes(run, **own | {"query_prompt": "Instruct: find\nQuery: "})
     assert "also has" not in prompts_in_use(load_model(mine))
 
@@ -123,7 +123,7 @@ def test_texts_that_are_equal_in_what_is_read_are_counted_and_refused_if_they_ar
     check_beginnings(model, "document", texts, k=20)
     said = "5 of 25 texts (document) are equal in the 32 tokens that are read: raise max_seq_length"
     assert said in capsys.readouterr().out
-    with pytest.raises(ValueError, match="There's nothing to learn from fewer than k = 22"):
+    with pytest.raises(ValueError, match="Fewer than k = 22 differ, so there's nothing"):
         check_beginnings(model, "document", texts, k=22)
     model.prompts["query"] = "a prompt that leaves no room for what comes after it, " * 5
     with pytest.raises(ValueError, match="20 of 20 texts"):

@@ -293,7 +293,7 @@ def test_what_is_dropped_of_a_stream_is_not_held():
     kept = kept_of(exploded(5, each=23))
     assert len(kept.rows) == 5
     assert kept.counts["dropped: query and passage seen before"] == 5 * 22
-    held = json.dumps([kept.rows, kept.notes, kept.places, kept.unread, [*kept._passages]])
+    held = str(vars(kept))
     assert "wrong 0 of 4" in held and "wrong 22" not in held
 
 
@@ -329,8 +329,9 @@ def test_labels_of_any_type_and_name_are_refused(labels):
     labelled = [
         one | {"unread": {"x": labels[i % len(labels)]}} for i, one in enumerate(numbered(30))
     ]
-    one = labels[-1] if isinstance(labels[-1], str) else 1
-    with pytest.raises(ValueError, match=rf"(?s)'x' isn't read, and holds 0.*in \[{one!r}\]"):
+    with pytest.raises(
+        ValueError, match=f"(?s)'x' isn't read, and holds 0.*{str(labels[-1]).lower()}"
+    ):
         small(labelled)
 
 

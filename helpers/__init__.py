@@ -11,10 +11,12 @@ runs       keeps what one notebook makes for the next, each file with a manifest
 metrics    scores retrieval with truncated embeddings: one encoding, every prefix
 compare    has the controls that need no training, and intervals of differences
 search     searches exactly, reranks a shortlist, and compares what two searches find
+databases  finds a PostgreSQL, or starts one that ends with the notebook
 plots      gives figures and tables one look
 triplets   streams rows, keeps the usable ones, and makes a collection of them
 models     loads, rotates and encodes with models, and writes their cards
 training   has the batches, dev scores and progress that the trainer needs
+forecast   says how long a run may take, and whether it agrees with the published one
 execution  runs a notebook cell by cell, and prints how far it is
 run        is the main command: python -m helpers.run wikipedia
 """

@@ -1,18 +1,25 @@
 """Controls that need no training, and how far the difference of two methods can be trusted."""
 
-import os
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-# bm25s imports JAX where it is installed, as on Colab, and JAX takes most of a GPU's memory.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-import bm25s
 import numpy as np
 import torch
 from scipy import stats
+
+# bm25s starts JAX where it is installed, as on Colab, and JAX takes most of a GPU's memory.
+# A module that is None can't be imported; afterwards the reader's own JAX is as it was.
+_jax = sys.modules.get("jax")
+sys.modules["jax"] = None
+import bm25s  # noqa: E402
+
+del sys.modules["jax"]
+if _jax:
+    sys.modules["jax"] = _jax
 
 # Runs of Thai, Lao, Burmese, Khmer, Japanese and Chinese characters.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]+")

@@ -4,16 +4,17 @@ import os
 import platform
 import re
 import statistics
+import sys
 import timeit
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-# Several GPUs would multiply the batch, so the notebooks use one; scripts/train_many.py uses all.
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 # On macOS torch and FAISS each bring an OpenMP, and the second one to start would end the process.
-os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "TRUE")
+# It looks for this when it is loaded, so no later moment than the first import will do.
+if sys.platform == "darwin":
+    os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "TRUE")
 import torch
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,7 +46,13 @@ class Machine:
 
 
 def device() -> str:
-    """Return "cuda" if torch finds such a GPU, else "cpu"."""
+    """Return "cuda" if torch finds such a GPU, else "cpu".
+
+    The first call decides that this process uses one GPU, the first of several: the trainer would
+    use all of them, and multiply the batch. Programs that this process starts still see them all.
+    """
+    if not torch.cuda.is_initialized():
+        _start_cuda()
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -56,6 +63,21 @@ def processor() -> str:
     about = Path("/proc/cpuinfo")
     names = re.findall("model name\\s*: (.+)", about.read_text()) if about.is_file() else []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _start_cuda() -> None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = "0" if visible is None else visible.split(",")[0]
+    try:
+        if torch.cuda.is_available():  # CUDA looks at the variable here, and never again
+            # cuBLAS reads this when it starts. Without it, deterministic algorithms aren't.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.cuda.init()
+            torch.cuda.device_count()  # torch keeps the first count after the start
+    finally:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+        if visible is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible
 
 
 def probe() -> Machine:
@@ -95,13 +117,24 @@ def read_bandwidth(num_bytes: int) -> float:
     return block.nbytes / median_seconds(block.sum)
 
 
+def product_speed(kind: str, precision: str, size: int = 1024) -> float:
+    """Measure a product of two square matrices: multiplications and additions a second.
+
+    Args:
+        kind: "cpu" or "cuda".
+        precision: "float32", "bf16" or "fp16".
+        size: Rows of a matrix.
+    """
+    matrix = torch.ones(size, size, dtype=DTYPES.get(precision, torch.float32), device=kind)
+
+    def product() -> float:
+        return (matrix @ matrix)[0, 0].item()  # waits until a GPU is done
+
+    return 2 * size**3 / median_seconds(product)
+
+
 def _bf16_speed_up(size: int) -> float:
-    return _matmul_seconds(torch.float32, size) / _matmul_seconds(torch.bfloat16, size)
-
-
-def _matmul_seconds(dtype: torch.dtype, size: int) -> float:
-    matrix = torch.ones(size, size, dtype=dtype)
-    return median_seconds(lambda: matrix @ matrix)
+    return product_speed("cpu", "bf16", size) / product_speed("cpu", "float32", size)
 
 
 def _cores() -> int:

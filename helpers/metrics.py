@@ -79,8 +79,8 @@ def evaluate_ranking(
         As :func:`evaluate_truncated`, with one row whose ``dim`` is missing.
 
     Raises:
-        ValueError: a passage twice in a list, other numbers of lists and queries, or bad ``qrels``
-            or ``k``.
+        ValueError: a passage twice in a list or not in the corpus, other numbers of lists and
+            queries, or bad ``qrels`` or ``k``.
     """
     gains = _check_qrels(qrels, len(ranking), num_passages)
     ranks = []
@@ -88,8 +88,10 @@ def evaluate_ranking(
         found = [int(passage) for passage in row if passage >= 0]
         if len(set(found)) < len(found):
             raise ValueError(f"ranking of query {number} holds a passage twice")
+        if max(found, default=0) >= num_passages:
+            raise ValueError(f"ranking of query {number} names passage {max(found)}: no such one")
         place = {passage: rank for rank, passage in enumerate(found, start=1)}
-        ranks.append({passage: place.get(passage, num_passages + 1) for passage in wanted})
+        ranks.append({passage: place[passage] for passage in wanted if passage in place})
     table = _scores(ranks, gains, k)
     table.insert(0, "dim", pd.array([None] * len(table), dtype="Int64"))
     return _summary(table, per_query)
@@ -112,6 +114,11 @@ def prefix(embeddings: torch.Tensor, dim: int, first_row: int = 0) -> torch.Tens
         row = first_row + int((length[:, 0] == 0).nonzero()[0])
         raise ValueError(f"row {row}: the first {dim} dimensions are all zero")
     return cut / length
+
+
+def queries_at_once(num_passages: int) -> int:
+    """Return how many queries to compare with a corpus at a time: half a gigabyte of scores."""
+    return min(16_384, max(64, 2**27 // num_passages))
 
 
 def _as_matrix(embeddings, name: str) -> torch.Tensor:
@@ -167,7 +174,10 @@ def _ranks(queries: torch.Tensor, corpus: torch.Tensor, dim: int, gains) -> list
     query_of = torch.tensor([query for query, wanted in enumerate(gains) for _ in wanted])
     passage_of = torch.tensor([passage for wanted in gains for passage in wanted])
     asked = prefix(queries.double(), dim)
-    own = (asked[query_of] * prefix(corpus[passage_of].double(), dim)).sum(dim=1).float()
+    step = max(1, BLOCK // dim)
+    pairs = zip(query_of.split(step), passage_of.split(step), strict=True)
+    own = [(asked[q] * prefix(corpus[p].double(), dim)).sum(dim=1).float() for q, p in pairs]
+    own = torch.cat(own)
     ahead = torch.zeros(len(own), dtype=torch.int64)
     step = max(1, BLOCK // len(own))
     for start in range(0, len(corpus), step):
@@ -182,7 +192,7 @@ def _ranks(queries: torch.Tensor, corpus: torch.Tensor, dim: int, gains) -> list
 
 
 def _scores(ranks: list[dict[int, int]], gains: list[dict[int, float]], k: int) -> pd.DataFrame:
-    """One row a query: the metrics, from the ranks of its relevant passages."""
+    """One row a query: the metrics, from the ranks of those relevant passages that have one."""
     if k < 1:
         raise ValueError(f"k is {k}: expected at least 1")
     discount = 1 / np.log2(np.arange(2, k + 2))

@@ -159,7 +159,12 @@ def _encode(encode, texts: Sequence[str], run: Run) -> torch.Tensor:
             show_progress_bar=False,
         )
     # Most models normalise, but in bf16 only to two or three digits.
-    return torch.nn.functional.normalize(embeddings.float().cpu(), dim=1)
+    embeddings = torch.nn.functional.normalize(embeddings.float().cpu(), dim=1)
+    if embeddings.isnan().any():
+        full = run.precision == "float32"
+        cure = "the model's weights hold NaN" if full else 'set precision = "float32"'
+        raise ValueError(f"{run.experiment.model} has NaN embeddings in {run.precision}: {cure}")
+    return embeddings
 
 
 def column_prompts(model: SentenceTransformer, columns: Iterable[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """One look for figures and tables: a model keeps its name, colour and place in all of them."""
 
 import io
+from collections.abc import Iterable
 from functools import partial
 
 import matplotlib
@@ -11,8 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-# Readers' texts may hold HTML, which tables should show and not obey.
-pd.options.styler.format.escape = "html"
 # Okabe and Ito's palette, which colour-blind readers can tell apart, and one colour of Tol's.
 STYLE = {
     "bm25": ("BM25", "#7f7f7f", ":"),
@@ -30,6 +29,16 @@ STYLE = {
     "tuned": ("tuned Matryoshka", "#D55E00", "-"),
     "averaged": ("tuned, averaged with base", "#D55E00", ":"),
 }
+
+
+def look(model: str) -> tuple[str, str, str]:
+    """Return a model's name for people, colour and line; one that isn't in STYLE is grey."""
+    return STYLE.get(model, (model, "#999999", "-"))
+
+
+def in_order(models: Iterable[str]) -> list[str]:
+    """Sort models as in STYLE, then those that aren't in it."""
+    return sorted(models, key=lambda model: [*STYLE, model].index(model))
 
 
 def use_style() -> None:
@@ -74,7 +83,7 @@ def wide(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     full = int(scores["dim"].dropna().max())
     rows = scores.assign(dim=scores["dim"].fillna(full).astype(int))
     frame = rows.pivot(index="model", columns="dim", values=metric)
-    return frame.loc[[model for model in STYLE if model in frame.index]]
+    return frame.loc[in_order(frame.index)]
 
 
 def score_table(frame: pd.DataFrame, caption: str = "", form: str = "{:.3f}") -> Styler:
@@ -88,7 +97,8 @@ def score_table(frame: pd.DataFrame, caption: str = "", form: str = "{:.3f}") ->
     best = named.max()
     forms = {column: partial(bold, best=best[column]) for column in named}
     right = {"selector": "td, th", "props": "text-align: right"}
-    return named.style.format(forms, na_rep="").set_caption(caption).set_table_styles([right])
+    table = named.style.format(forms, na_rep="").format_index(escape="html")
+    return table.set_caption(caption).set_table_styles([right])
 
 
 def markdown_table(scores: pd.DataFrame, metric: str) -> str:
@@ -102,7 +112,7 @@ def markdown_table(scores: pd.DataFrame, metric: str) -> str:
         cells = ["" if pd.isna(value) else f"{value:.3f}" for value in row]
         best = [value == frame[dim].max() for dim, value in row.items()]
         cells = [f"**{cell}**" if bold else cell for cell, bold in zip(cells, best, strict=True)]
-        lines.append(f"| {STYLE[model][0]} | " + " | ".join(cells) + " |")
+        lines.append(f"| {look(model)[0]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -124,16 +134,15 @@ def lines(
     figure, axes = plt.subplots(figsize=(6, 3.8))
     ends = {}
     for model, row in frame.iterrows():
-        label, colour, line = STYLE[model]
+        label, colour, line = look(model)
         values = row.dropna()
         if len(values) == 1:
             axes.axhline(values.iloc[0], color=colour, linestyle=line)
         else:
             axes.plot(values, color=colour, linestyle=line, marker="o", markersize=4)
         if intervals is not None and len(values) > 1:
-            axes.errorbar(
-                values.index, values, yerr=intervals.loc[model], fmt="none", ecolor=colour
-            )
+            half = intervals.loc[model, values.index]
+            axes.errorbar(values.index, values, yerr=half, fmt="none", ecolor=colour)
         ends[label] = (values.iloc[-1], colour)
     axes.set_xscale("log", base=2)
     axes.set_xticks([*frame.columns], [f"{column:g}" for column in frame.columns])
@@ -156,7 +165,7 @@ def label_ends(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:
     gap = (high - low) * 0.068
     names = sorted(ends, key=lambda name: ends[name][0])
     heights = [ends[name][0] for name in names]
-    for _ in range(100):  # push pairs that are too close apart, and none into the title
+    for _ in range(1000):  # push pairs that are too close apart, and none into the title
         for i in range(1, len(heights)):
             if (short := gap - (heights[i] - heights[i - 1])) > 0:
                 heights[i - 1] -= short / 2

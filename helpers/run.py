@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from helpers.execution import run_notebook
     from helpers.hub import HubError
-    from helpers.runs import short, start_run
+    from helpers.runs import current_choice, short, start_run
 
     sys.stdout.reconfigure(errors="replace")  # not every terminal can show every passage
     os.environ["MATRYOSHKA_PRESET"] = given.preset  # what is typed counts
@@ -44,6 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
         run = start_run(given.preset)
     except (ValueError, FileNotFoundError, HubError) as error:
         parser.error(str(error))
+    if chosen == NOTEBOOKS:
+        from helpers.forecast import agreement, minutes
+
+        if expected := minutes(run):
+            low, high = expected
+            print(f"All six notebooks may take {low:.0f} to {high:.0f} minutes on this machine.")
     begin = time.monotonic()
     for name in chosen:
         target = run.folder / "notebooks" / f"{name}.ipynb"
@@ -62,8 +68,15 @@ def main(arguments: list[str] | None = None) -> int:
         from helpers.models import result_to_share
 
         print(f"\n{result_to_share(run, run.load('results.csv'))}")
+        if chosen == NOTEBOOKS and (compared := agreement(run)):
+            print(f"\n{compared}")
         print(f"\nModel:              {short(run.path('release'))}")
     print(f"Executed notebooks: {short(run.folder / 'notebooks')}")
+    if current_choice() != run.choice:
+        print(
+            f"\nNotebooks that you open yourself go on with {current_choice()}. To open this run, "
+            f"run notebook 1 with {run.choice!r} as PRESET."
+        )
     return 0
 
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import faiss
 import torch
 
+from helpers.metrics import queries_at_once
+
 if sys.platform == "darwin":  # FAISS's threads crash there next to torch's: faiss-wheels issue 73
     faiss.omp_set_num_threads(1)
 
@@ -30,7 +32,8 @@ def search(queries: torch.Tensor, corpus: torch.Tensor, k: int) -> torch.Tensor:
     Queries and corpus are ``(any, dim)``, of unit length. Returns ``(num_queries, k)`` row
     numbers, best first; fewer if the corpus has fewer passages.
     """
-    return (queries @ corpus.T).topk(min(k, len(corpus)), dim=1).indices
+    blocks = queries.split(queries_at_once(len(corpus)))
+    return torch.cat([(q @ corpus.T).topk(min(k, len(corpus)), dim=1).indices for q in blocks])
 
 
 def rerank(
@@ -38,15 +41,20 @@ def rerank(
 ) -> torch.Tensor:
     """Order each query's shortlist by similarity at full size, and return the best ``k``.
 
-    The shortlist is ``(num_queries, length)`` row numbers; all else is as for :func:`search`.
+    The shortlist is ``(num_queries, length)`` row numbers, -1 for none, which ranks last; all
+    else is as for :func:`search`.
     """
-    scores = torch.einsum("qd,qsd->qs", queries, corpus[shortlist])
-    return shortlist.gather(1, scores.topk(min(k, scores.shape[1]), dim=1).indices)
+    best = []
+    for q, rows in zip(queries.split(64), shortlist.split(64), strict=True):
+        scores = torch.einsum("qd,qsd->qs", q, corpus[rows]).masked_fill(rows < 0, -torch.inf)
+        best.append(rows.gather(1, scores.topk(min(k, rows.shape[1]), dim=1).indices))
+    return torch.cat(best)
 
 
 def overlap(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """Return the share of ``wanted`` that ``found`` holds, row by row, on average.
 
-    Both are ``(num_queries, any)`` row numbers of passages.
+    Both are ``(num_queries, any)`` row numbers of passages; -1 in ``wanted`` isn't counted.
     """
-    return (wanted[:, :, None] == found[:, None, :]).any(dim=2).double().mean().item()
+    held = (wanted[:, :, None] == found[:, None, :]).any(dim=2)
+    return held[wanted >= 0].double().mean().item()

@@ -1,7 +1,6 @@
 """What the trainer needs besides the recipe: batches, dev scores, progress, and resuming."""
 
 import hashlib
-import itertools
 import json
 import math
 import shutil
@@ -29,8 +28,8 @@ class WholePasses(DefaultBatchSampler):
 
     An equal text in a batch would be a false negative, so ``NO_DUPLICATES`` of
     sentence-transformers leaves such rows for a later batch. That can take more batches than its
-    length says, and the trainer stops at that length; here the length is right. A pass ends when
-    only single rows are left: alone in a batch, a row has no other passages to be told from.
+    length says, and the trainer stops at that length; here the length is right. A batch of one
+    row is left out: its query has no other passages to be told from.
 
     Args:
         dataset: Training rows.
@@ -51,7 +50,7 @@ class WholePasses(DefaultBatchSampler):
         self.batches = []
         for epoch in range(epochs):
             batches.set_epoch(epoch)
-            self.batches += itertools.takewhile(lambda batch: len(batch) > 1, batches)
+            self.batches += [batch for batch in batches if len(batch) > 1]
 
     def __iter__(self):
         return iter(self.batches)
@@ -73,8 +72,8 @@ def plan_batches(rows: Dataset, recipe: Experiment) -> tuple[partial, int]:
     left_out = len(rows) - sum(map(len, batches)) // recipe.epochs
     if left_out > len(rows) / 100:
         print(
-            f"{left_out:,} of {len(rows):,} rows aren't trained on: their texts are in so many "
-            "rows that no batch of different texts is left for them"
+            f"{left_out:,} of {len(rows):,} rows aren't trained on: each was left alone in its "
+            "batch, with no other passages to be told from"
         )
     return sampler, len(batches)
 
@@ -121,42 +120,43 @@ def last_checkpoint(folder: str | Path) -> str | None:
 
 
 class DevScores(SentenceEvaluator):
-    """Scores dev queries at ``small_dim`` and at full size while the model trains, by MRR@k.
+    """Scores dev queries at ``small_dim`` and at full size while the model trains, by MRR@10.
 
-    To be quick it searches only the passages that answer dev queries, and as many others, so its
-    scores are higher than those of a search through the whole corpus.
+    To be quick it searches only the passages that answer dev queries. If they're fewer than 1,000,
+    others make up that number. So its scores are higher than those of a search through the whole
+    corpus. The experiment's ``k``, which may change after training, plays no part.
 
     Args:
         queries: Dev queries.
         qrels: For each, the ids of its relevant passages.
         passages: The corpus; an id is a place in it.
-        run: Says how to encode, and ``k``.
+        run: Says how to encode.
     """
 
     def __init__(self, queries: list[str], qrels: list[set[int]], passages: list[str], run: Run):
         super().__init__()
         relevant = sorted(set().union(*qrels))
-        known = set(relevant)
-        others = [i for i in range(len(passages)) if i not in known][: len(relevant)]
-        place = {passage: row for row, passage in enumerate(relevant + others)}
+        others = sorted(set(range(len(passages))).difference(relevant))
+        self.ids = relevant + others[: max(0, 1000 - len(relevant))]
+        place = {passage: row for row, passage in enumerate(self.ids)}
         self.queries, self.run = queries, run
-        self.passages = [passages[i] for i in relevant + others]
+        self.passages = [passages[i] for i in self.ids]
         self.qrels = [{place[passage] for passage in wanted} for wanted in qrels]
         self.dims = sorted({run.experiment.small_dim, run.experiment.full_dim})
 
     def __call__(
         self, model: SentenceTransformer, output_path=None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
-        k = self.run.experiment.k
-        table = evaluate_truncated(
+        return self.score(
             encode_queries(model, self.queries, self.run),
             encode_passages(model, self.passages, self.run),
-            self.qrels,
-            self.dims,
-            k,
         )
-        scores = table.set_index("dim")[f"mrr@{k}"]
-        return {f"dev_mrr@{k}_at_{dim}": float(score) for dim, score in scores.items()}
+
+    def score(self, queries: torch.Tensor, passages: torch.Tensor) -> dict[str, float]:
+        """Score embeddings of the queries, and of the passages that ``ids`` names."""
+        table = evaluate_truncated(queries, passages, self.qrels, self.dims, k=10)
+        scores = table.set_index("dim")["mrr@10"]
+        return {f"dev_mrr@10_at_{dim}": float(score) for dim, score in scores.items()}
 
 
 class Progress(TrainerCallback):

@@ -1,10 +1,12 @@
 """What a byte buys: rounding against references, and scores of rounded passages."""
 
+import pandas as pd
 import pytest
 import torch
 
 from helpers.metrics import evaluate_truncated, prefix
 from tools.bits import ROUNDINGS, normal_levels, random_rotation, round_passages, score_bits
+from tools.report import write_report
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +79,10 @@ def test_a_random_rotation_keeps_similarities(collection):
     turned = prefix(queries @ turn, 32) @ prefix(passages @ turn, 32).T
     assert torch.allclose(similarity, turned, atol=1e-5)
     assert torch.equal(turn, random_rotation(32))
+
+
+def test_the_report_has_a_column_for_a_model_of_your_own(tmp_path):
+    row = {"split": "test", "bytes": 4, "dim": 32, "bits": 1, "rounding": "sign"}
+    scores = pd.DataFrame([row | {"model": m, "mrr@10": 0.5} for m in ("mine", "tuned")])
+    scores.to_csv(tmp_path / "bits.csv", index=False)
+    assert "| tuned Matryoshka | mine |" in write_report(tmp_path).read_text(encoding="utf-8")

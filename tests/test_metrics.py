@@ -15,6 +15,9 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from helpers import metrics
 from helpers.metrics import evaluate_ranking, evaluate_truncated, prefix
 from helpers.packages import packaged_file
+from tests.test_search import peak
+
+TREC_EVAL = {"recip_rank": "mrr@10", "recall_10": "recall@10", "ndcg_cut_10": "ndcg@10"}
 
 
 def random_case(seed, num_queries=20, num_passages=60, dim=16, graded=False, kinds=None):
@@ -107,10 +110,9 @@ def test_equals_trec_eval(graded, kinds):
     scores = scores.float().numpy()
     top = np.argsort(-scores, axis=1, kind="stable")[:, :10]
     run = {str(i): {ids[p]: float(scores[i, p]) for p in row} for i, row in enumerate(top)}
-    names = {"recip_rank": "mrr@10", "recall_10": "recall@10", "ndcg_cut_10": "ndcg@10"}
-    theirs = pytrec_eval.RelevanceEvaluator(judged, set(names)).evaluate(run)
+    theirs = pytrec_eval.RelevanceEvaluator(judged, set(TREC_EVAL)).evaluate(run)
     _, ours = evaluate_truncated(queries, corpus, qrels, [8], 10, per_query=True)
-    for name, column in names.items():
+    for name, column in TREC_EVAL.items():
         expected = [theirs[str(i)][name] for i in range(len(queries))]
         assert ours[column].tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -156,6 +158,15 @@ def test_tables_integers_and_reversed_views_are_scored_too():
 def test_a_gain_of_zero_is_not_relevant_and_recall_counts_all_that_are():
     row = evaluate_truncated(np.eye(4)[:1], np.eye(4), [{0: 0, 1: 1, 2: 1}], [4], k=2).iloc[0]
     assert (row["mrr@2"], row["recall@2"]) == (0.5, 0.5)
+
+
+def test_memory_is_bounded_with_many_relevant_passages(monkeypatch):
+    monkeypatch.setattr(metrics, "BLOCK", 1000)
+    queries, corpus = np.random.default_rng(0).normal(size=(2, 300, 64))
+    qrels = [{*range(200)}, {*range(100, 300)}]
+    every = evaluate_truncated(queries[:2], corpus, qrels, [64], k=300)
+    assert every["recall@300"].item() == 1
+    assert peak(lambda: evaluate_truncated(queries[:2], corpus, qrels, [64])) <= 300 * 64
 
 
 @pytest.mark.parametrize("place", [0, 7, 9])
@@ -215,5 +226,18 @@ def test_a_ranking_scores_as_the_embeddings_it_came_from():
 def test_a_ranking_may_be_short_but_hold_no_passage_twice():
     row = evaluate_ranking([[-1, -1], [1, -1]], [{0}, {1}], num_passages=2, k=2).iloc[0]
     assert row["mrr@2"] == 0.5
-    with pytest.raises(ValueError, match="ranking of query 0 holds a passage twice"):
-        evaluate_ranking([[1, 1]], [{0}], num_passages=2)
+    for ranking, said in (([1, 1], "holds a passage twice"), ([0, 2], "names passage 2")):
+        with pytest.raises(ValueError, match=f"ranking of query 0 {said}"):
+            evaluate_ranking([ranking], [{0}], num_passages=2)
+
+
+@pytest.mark.parametrize("num_ranked", [0, 1, 3])
+def test_with_k_over_the_corpus_a_passage_that_is_not_ranked_is_not_found(num_ranked):
+    ids, ranked = ["a", "b", "c"], [2, 0, 1][:num_ranked]
+    ours = evaluate_ranking([[*ranked, -1, -1]], [{0: 2, 1: 1}], num_passages=3, k=10).iloc[0]
+    run = {"0": {ids[passage]: 1 / rank for rank, passage in enumerate(ranked, start=1)}}
+    judge = pytrec_eval.RelevanceEvaluator({"0": {"a": 2, "b": 1}}, set(TREC_EVAL))
+    # What has found nothing isn't in trec_eval's answer.
+    theirs = judge.evaluate(run)["0"] if ranked else dict.fromkeys(TREC_EVAL, 0)
+    for name, column in TREC_EVAL.items():
+        assert ours[column] == pytest.approx(theirs[name], abs=1e-6)

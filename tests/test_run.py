@@ -14,6 +14,7 @@ from helpers import run as module
 from helpers.config import NOTEBOOKS, PRESETS, ROOT
 from helpers.run import main
 from helpers.runs import start_run
+from tests.test_models import made_by
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +122,7 @@ def test_a_finished_run_ends_with_a_result_to_share(seen, monkeypatch, capsys):
     monkeypatch.setenv("MATRYOSHKA_PRESET", "smoke")
     run = start_run("smoke")
     run.save("results.csv", results.assign(**more))
+    made_by(run)
     assert main(["smoke"]) == 0
     assert seen == [(name, "smoke") for name in NOTEBOOKS]
     said = capsys.readouterr().out

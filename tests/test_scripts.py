@@ -223,6 +223,30 @@ def write_shard(folder, name, texts):
     pq.write_table(pa.table({"id": ids, "text": texts}), folder / "shards" / f"{name}.parquet")
 
 
+def test_an_empty_shard_has_no_embeddings_of_the_same_kind(folder):
+    encoder = runpy.run_path(str(SCRIPTS / "encode_many.py"))["Encoder"](
+        str(folder / "model"), folder
+    )
+    shards = []
+    for name, texts in (("some", ["a text"]), ("empty", pa.array([], pa.string()))):
+        write_shard(folder, name, texts)
+        shard = folder / "shards" / f"{name}.parquet"
+        assert encoder.encode(shard) == len(texts)
+        shard.unlink()
+        shards.append(pq.read_table(folder / f"{name}.parquet")["embedding"])
+    assert [len(embeddings) for embeddings in shards] == [1, 0]
+    assert [embeddings.type for embeddings in shards] == [pa.list_(pa.float32(), FULL_DIM)] * 2
+
+
+@pytest.mark.parametrize(("address", "used"), [("", "local"), ("first:6379", "first:6379")])
+def test_encoding_joins_no_cluster_that_was_not_named(refusal, folder, monkeypatch, address, used):
+    write_shard(folder, "any", ["a text"])
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.init", lambda address=None, **options: sys.exit(f"joins {address}"))
+    assert refusal(f"encode_many.py model shards out-{used[0]}") == f"joins {used}"
+    (folder / "shards" / "any.parquet").unlink()
+
+
 def test_encoding_names_a_bad_shard_and_goes_on_with_those_that_are_missing(folder, texts):
     passages = [passage for _, passage, _ in texts]
     write_shard(folder, "a", passages[:9])

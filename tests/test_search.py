@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.metrics import prefix
 from helpers.search import one_core, overlap, rerank, search
@@ -33,6 +34,40 @@ def test_a_shortlist_longer_than_the_corpus_is_the_corpus():
     shortlist = search(queries, corpus, 9)
     assert shortlist.shape == (2, 5)
     assert rerank(queries, corpus, shortlist, 9).equal(shortlist)
+
+
+def test_what_was_not_found_ranks_last_and_counts_for_nothing():
+    queries, corpus = unit(1, 8), unit(5, 8, seed=1)
+    queries[0] = corpus[-1]  # which is not on the shortlist
+    assert rerank(queries, corpus, torch.tensor([[-1, 2, -1, 3]]), 3).tolist()[0][2] == -1
+    assert overlap(torch.tensor([[1, 3, -1]]), torch.tensor([[1, 2, -1]])) == 0.5
+
+
+def peak(job) -> int:
+    """The largest number of values that any result of an operation in ``job`` holds."""
+    sizes = [0]
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            found = operation(*args, **kwargs or {})
+            sizes.append(found.numel() if torch.is_tensor(found) else 0)
+            return found
+
+    with Watch():
+        job()
+    return max(sizes)
+
+
+def test_memory_of_many_queries_is_bounded(monkeypatch):
+    queries, corpus = unit(400, 8), unit(300, 8, seed=1)
+    shortlist = search(queries, corpus, 40)
+    whole = queries @ corpus.T
+    monkeypatch.setattr("helpers.search.queries_at_once", lambda num_passages: 64)
+    assert peak(lambda: search(queries, corpus, 40)) <= 64 * 300
+    assert peak(lambda: rerank(queries, corpus, shortlist, 5)) <= 64 * 40 * 8
+    best = whole.topk(5, dim=1).indices
+    assert search(queries, corpus, 5).equal(best) and best.equal(shortlist[:, :5])
+    assert rerank(queries, corpus, shortlist, 5).equal(best)
 
 
 def test_overlap_is_the_share_of_what_is_wanted():

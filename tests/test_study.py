@@ -43,6 +43,26 @@ def made(tmp_path_factory):
     return folder
 
 
+def test_mining_compares_as_many_queries_at_once_as_fit_in_memory(runs, monkeypatch):
+    sizes = []
+
+    def mined(rows, *arguments, faiss_batch_size, **options):
+        sizes.append(faiss_batch_size)
+        return rows
+
+    monkeypatch.setattr("sentence_transformers.util.mine_hard_negatives", mined)
+    monkeypatch.setattr("tools.recipes.mine_hard_negatives", mined)
+    book = json.loads((ROOT / "notebooks" / "02_data.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in book["cells"]]
+    run, in_notebook = start_run("smoke"), next(c for c in cells if "mine_hard_negatives(" in c)
+    for number in (6_800, 200_000):  # as many as Wikipedia has, and a large file
+        rows = pd.DataFrame({"query": "q", "positive": "p"}, index=range(number))
+        names = {"run": run, "experiment": run.experiment, "model": None}
+        exec(in_notebook, names | dict.fromkeys(("rows", "pairs", "asked"), rows))
+        mine(Dataset.from_pandas(rows), None, run)
+    assert sizes == [16_384, 16_384, 671, 671]
+
+
 @pytest.fixture
 def ready(made, runs, tmp_path, monkeypatch):
     """A study of the smoke preset, with a second collection of three passages."""

@@ -42,3 +42,8 @@ def test_what_only_some_tests_need_is_imported_when_they_ask_for_it():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not {"playwright", "pyarrow", "torch"} & {*done.stdout.split()}
+
+
+def test_conda_takes_the_tested_versions():
+    packages = (ROOT / "environment.yml").read_text().split("pip:")[1]
+    assert "- -r requirements.txt\n" in packages and "- -c constraints.txt\n" in packages

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import random
 import subprocess
 import sys
 
@@ -231,6 +232,17 @@ def test_rows_that_no_batch_is_left_for_are_counted(capsys):
         plan_batches(rows, PRESETS["smoke"])
 
 
+def test_a_row_that_is_left_alone_costs_only_itself(capsys):
+    # The rows with both popular passages conflict with all the others.
+    positive, negative = ["x"] * 12 + ["y"] * 12, [f"n{i}" for i in range(24)]
+    negative[3:6], negative[15:18] = ["y"] * 3, ["x"] * 3
+    columns = {"query": [f"q{i}" for i in range(24)], "positive": positive, "negative": negative}
+    sampler, steps = plan_batches(Dataset.from_dict(columns), PRESETS["smoke"])
+    batches = sampler(Dataset.from_dict(columns), 64, drop_last=False, seed=0).batches
+    assert steps == len(batches) == 9 and {*map(len, batches)} == {2}
+    assert "6 of 24 rows aren't trained on: each was left alone" in capsys.readouterr().out
+
+
 def test_each_recipe_and_number_format_has_its_own_checkpoints(runs, tiny):
     run, folders = start_run(tiny), set()
     recipe = run.experiment
@@ -257,19 +269,26 @@ def test_the_newest_whole_checkpoint_is_taken_and_broken_ones_go(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-5", "checkpoint-20"}
 
 
-def test_dev_scores_are_those_of_the_answers_and_as_many_other_passages(runs, tiny):
+def test_dev_scores_are_those_of_the_answers_and_others_up_to_a_thousand(runs, tiny):
     run = start_run(tiny)
-    passages = [f"{text} and {text[::-1]}" for text in TEXTS]
-    queries, qrels = TEXTS[10:16], [{10, 40}, {11}, {12}, {13}, {14}, {15}]
+    run = dataclasses.replace(run, experiment=run.experiment.replace(k=3))  # plays no part
+    passages = [f"{i} {text} and {text[::-1]}" for i in range(20) for text in TEXTS]
+    queries, qrels = TEXTS[10:16], [{10, 40}, {11}, {12}, {13}, {14}, {1270}]
     scores, model = DevScores(queries, qrels, passages, run), load_model(run)
-    chosen = [10, 11, 12, 13, 14, 15, 40, *range(7)]
-    assert scores.passages == [passages[i] for i in chosen]
+    assert scores.ids == [10, 11, 12, 13, 14, 40, 1270, *range(10), *range(15, 40), *range(41, 999)]
+    assert scores.passages == [passages[i] for i in scores.ids]
     expected = evaluate_truncated(
         encode_queries(model, queries, run),
         encode_passages(model, scores.passages, run),
-        [{chosen.index(i) for i in wanted} for wanted in qrels],
+        [{scores.ids.index(i) for i in wanted} for wanted in qrels],
         [8, 32],
     )
+    states = torch.get_rng_state(), random.getstate()
     found = scores(model)
+    assert torch.get_rng_state().equal(states[0]) and random.getstate() == states[1]
     assert [*found] == ["dev_mrr@10_at_8", "dev_mrr@10_at_32"]
     assert [*found.values()] == expected["mrr@10"].tolist()
+    enough = [{*range(600)}, {*range(400, 1100)}]
+    assert DevScores(queries[:2], enough, passages, run).ids == [*range(1100)]
+    assert DevScores(queries, qrels, passages[:1271], run).ids[-1] == 998
+    assert len(DevScores(queries[:1], qrels[:1], passages[:64], run).ids) == 64

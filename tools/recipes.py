@@ -17,6 +17,7 @@ from sentence_transformers.util import mine_hard_negatives
 
 from helpers.config import Experiment
 from helpers.device import autocast
+from helpers.metrics import queries_at_once
 from helpers.models import column_prompts, load_model, with_rotation, without_dropout
 from helpers.runs import Run
 from helpers.seeding import seed_everything
@@ -127,5 +128,6 @@ def mine(rows: Dataset, model: SentenceTransformer, run: Run) -> Dataset:
             num_negatives=experiment.num_negatives,
             output_format="triplet" if experiment.num_negatives == 1 else "n-tuple",
             batch_size=experiment.encode_batch_size,
+            faiss_batch_size=queries_at_once(len(rows)),
             verbose=False,
         )

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers.config import ROOT
-from helpers.plots import STYLE, lines, markdown_table, metric_name, use_style, wide
+from helpers.plots import STYLE, in_order, lines, markdown_table, metric_name, use_style, wide
 from helpers.runs import atomic_write
 
 
@@ -67,7 +67,7 @@ def _seeds_table(scores: pd.DataFrame, start: str) -> str:
     found = scores.groupby(["recipe", "dim"], sort=False)[metric].agg(["mean", "std"])
     spread = found["std"].map(lambda x: "" if pd.isna(x) else f" ± {x:.3f}")
     frame = (found["mean"].map("{:.3f}".format) + spread).unstack().sort_index(axis=1)
-    frame = frame.loc[sorted(frame.index, key=lambda x: [*STYLE, x].index(x))]
+    frame = frame.loc[in_order(frame.index)]
     frame.insert(0, metric_name(metric), [*map(_name, frame.index)])
     return markdown(frame)
 
@@ -145,7 +145,7 @@ def _second(scores: pd.DataFrame) -> list[str]:
 def _bits(bits: pd.DataFrame) -> list[str]:
     metric, test = _metric(bits), bits[bits["split"] == "test"]
     frame = test.groupby(["bytes", "dim", "bits", "rounding", "model"])[metric].mean().unstack()
-    models = [model for model in STYLE if model in frame]
+    models = in_order(frame)
     frame = frame[models].reset_index().rename(columns=_name)
     return [
         "## What a byte buys",

@@ -26,7 +26,6 @@ from helpers.metrics import evaluate_truncated
 from helpers.models import encode_passages, encode_queries, load_model, without_dropout
 from helpers.runs import Run, versions
 from helpers.seeding import seed_everything
-from helpers.training import DevScores
 from helpers.triplets import load_data
 from tools import command
 from tools.recipes import make_loss
@@ -137,16 +136,19 @@ def time_evaluation(run: Run, num_queries: int = 300) -> list[tuple]:
     """Time evaluations of all dimensions, in float32; assert that both ways agree to 1e-6."""
     data, experiment = load_data(run), run.experiment.replace(precision="float32")
     run = dataclasses.replace(run, experiment=experiment)
-    dev = (part[:num_queries] for part in data.split("dev"))
-    part = DevScores(*dev, data.passages["text"].tolist(), run)
+    asked, qrels = (part[:num_queries] for part in data.split("dev"))
+    answers = sorted(set().union(*qrels))
+    ids = [*answers, *data.passages.index.difference(answers)[: len(answers)]]
+    texts = data.passages["text"].loc[ids].tolist()
+    qrels = [{ids.index(passage) for passage in wanted} for wanted in qrels]
     model = load_model(run)
     k, dims = experiment.k, experiment.dims
     stock = SequentialEvaluator(
         [
             InformationRetrievalEvaluator(
-                queries={str(i): text for i, text in enumerate(part.queries)},
-                corpus={str(i): text for i, text in enumerate(part.passages)},
-                relevant_docs={str(i): set(map(str, ids)) for i, ids in enumerate(part.qrels)},
+                queries={str(i): text for i, text in enumerate(asked)},
+                corpus={str(i): text for i, text in enumerate(texts)},
+                relevant_docs={str(i): set(map(str, ids)) for i, ids in enumerate(qrels)},
                 truncate_dim=dim,
                 name=str(dim),
                 mrr_at_k=[k],
@@ -159,9 +161,8 @@ def time_evaluation(run: Run, num_queries: int = 300) -> list[tuple]:
     found: dict[str, object] = {}
 
     def once() -> None:
-        queries = encode_queries(model, part.queries, run)
-        passages = encode_passages(model, part.passages, run)
-        found["once"] = evaluate_truncated(queries, passages, part.qrels, dims, k)
+        queries, passages = encode_queries(model, asked, run), encode_passages(model, texts, run)
+        found["once"] = evaluate_truncated(queries, passages, qrels, dims, k)
 
     def again() -> None:
         found["again"] = stock(model)

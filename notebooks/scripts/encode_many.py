@@ -47,7 +47,9 @@ class Encoder:
         embeddings = self.model.encode_document(
             table["text"].to_pylist(), normalize_embeddings=True, show_progress_bar=False
         )
-        column = pa.FixedSizeListArray.from_arrays(embeddings.ravel(), embeddings.shape[1])
+        numbers = np.asarray(embeddings, dtype=np.float32).ravel()  # of an empty shard, none
+        dim = self.model.get_embedding_dimension()
+        column = pa.FixedSizeListArray.from_arrays(numbers, dim)
         unfinished = self.output / f"{shard.name}.part"
         pq.write_table(pa.table({"id": table["id"], "embedding": column}), unfinished)
         os.replace(unfinished, self.output / shard.name)  # a shard is whole, or isn't there
@@ -90,7 +92,9 @@ def main() -> None:
     if not missing:
         return
 
-    ray.init(log_to_driver=False, logging_level="ERROR")
+    # "local", or it joins whatever other Ray runs on this machine.
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    ray.init(address, log_to_driver=False, logging_level="ERROR")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -1,9 +1,10 @@
 """Fine-tune with Matryoshka on a file of triplets, in one process or many.
 
-torchrun --nproc_per_node 2 train_many.py MODEL TRIPLETS.parquet OUTPUT_FOLDER [--batch-size 64]
+torchrun --standalone --nproc_per_node 2 train_many.py MODEL TRIPLETS.parquet OUTPUT_FOLDER
 
-The processes share each batch: N of them train the same batches as one, and every query is told
-from the passages of the whole batch. Each process takes a GPU; without a GPU they run on the CPU.
+The processes share each batch of 64 rows, or of --batch-size: N of them train the same batches as
+one, and every query is told from the passages of the whole batch. Each process takes a GPU; without
+a GPU they run on the CPU.
 """
 
 import argparse

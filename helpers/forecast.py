@@ -1,0 +1,83 @@
+"""Say before a run how long it may take, and after it whether its scores are the published ones."""
+
+import pandas as pd
+from safetensors import safe_open
+
+from helpers.config import ROOT, Experiment
+from helpers.device import product_speed
+from helpers.runs import Run
+from helpers.sources import model_folder
+from helpers.triplets import TripletFilter, read_rows
+
+OVERHEAD = 1.0  # minutes of all that isn't the model's work
+EFFICIENCY = 0.45  # of the model's work, compared with one large product of matrices
+# How far scores on other machines and in other number formats may be from the published ones. We
+# saw .005 in MRR, .008 in nDCG and .017 in recall, which one query moves by .001.
+AGREEMENT = {"mrr": 0.01, "ndcg": 0.01, "recall": 0.02}
+
+
+def minutes(run: Run) -> tuple[float, float] | None:
+    """Estimate from the model, the rows and this machine how long the six notebooks take.
+
+    Returns:
+        The least and the most minutes to expect; None if the rows are on the Hub.
+    """
+    experiment = run.experiment
+    if experiment.dataset_on_hub:
+        return None
+    encoded, trained = _count_texts(experiment)
+    # A weight is multiplied and added once a token to encode, and three times to train.
+    per_token = 2 * _count_weights(run) * experiment.max_seq_length
+    speed = EFFICIENCY * product_speed(run.machine.device, run.precision)
+    expected = OVERHEAD + per_token * (encoded + 3 * trained) / speed / 60
+    return 0.7 * expected, 1.5 * expected
+
+
+def _count_texts(experiment: Experiment) -> tuple[int, int]:
+    """How many texts all notebooks encode, and how many they train on."""
+    kept = TripletFilter(experiment)
+    for row in read_rows(experiment):
+        kept.add(row)
+        if kept.is_full:
+            break
+    held_out = experiment.num_dev + experiment.num_test
+    passages = len({row["positive"] for row in kept.rows})
+    queries = len({row["query"] for row in kept.rows} - {None}) - held_out
+    queries = min(queries, experiment.max_train or queries)
+    watched = 4 * experiment.evals * experiment.num_dev  # while both models train
+    encoded = 3 * (passages + held_out) + 2 * queries + watched
+    return encoded, 2 * experiment.epochs * queries * (2 + experiment.num_negatives)
+
+
+def _count_weights(run: Run) -> int:
+    """How many weights of the model multiply every token: all matrices but the words'."""
+    total = 0
+    folder = model_folder(run.experiment.model, run.experiment.model_revision)
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        matrices = [s for name, s in shapes.items() if len(s) == 2 and "embeddings" not in name]
+        total += sum(rows * columns for rows, columns in matrices)
+    return total
+
+
+def agreement(run: Run) -> str:
+    """Compare a finished run's scores with the published ones; "" if its preset has none."""
+    path = ROOT / "results" / f"{run.experiment.name}.csv"
+    if not path.is_file():
+        return ""
+    ours, published = (
+        table.fillna({"dim": run.experiment.full_dim}).set_index(["model", "dim"])
+        for table in (run.load("results.csv"), pd.read_csv(path))
+    )
+    metrics = [name for name in published if "@" in name]
+    apart = (ours[metrics] - published[metrics]).abs()
+    allowed = [AGREEMENT[name.partition("@")[0]] for name in metrics]
+    model, dim, metric = (apart / allowed).stack().idxmax()
+    largest = f"{apart.loc[(model, dim), metric]:.3f} ({model} at {dim:.0f}, {metric})"
+    if (apart <= allowed).all(axis=None):
+        return f"It agrees with the published run: the largest difference is {largest}."
+    return (
+        f"It differs from the published run by {largest}, which is more than other machines did: "
+        "please open an issue with the block above."
+    )

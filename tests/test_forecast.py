@@ -1,0 +1,43 @@
+"""How long a run may take, and whether its scores are the published ones."""
+
+import pandas as pd
+import pytest
+
+from helpers import forecast
+from helpers.config import PRESETS, ROOT
+from helpers.device import Machine
+from helpers.runs import Run, start_run
+
+PUBLISHED = pd.read_csv(ROOT / "results" / "wikipedia.csv")
+
+
+def on(experiment, tmp_path, processor="a CPU") -> Run:
+    return Run(experiment, tmp_path, "id", Machine("cpu", processor, 2, "bf16", 4.0), "wikipedia")
+
+
+def test_work_grows_with_the_rows_and_a_slow_machine_takes_longer(tmp_path, monkeypatch):
+    run = on(PRESETS["wikipedia"], tmp_path)
+    encoded, trained = forecast._count_texts(run.experiment)
+    assert trained == pytest.approx(2 * 3 * 6756, rel=0.01), "as the published run had"
+    assert encoded > 3 * PUBLISHED["num_passages"][0]
+    assert forecast._count_weights(run) == 6 * (4 * 384**2 + 2 * 384 * 1536) + 384**2
+    monkeypatch.setattr(forecast, "product_speed", lambda *_: 4e11)
+    low, high = forecast.minutes(run)
+    monkeypatch.setattr(forecast, "product_speed", lambda *_: 1e11)
+    assert 1 < low < high < 3 * low < forecast.minutes(run)[1]
+    assert forecast.minutes(on(PRESETS["msmarco"], tmp_path)) is None
+
+
+def test_a_run_is_held_against_the_published_one(runs):
+    run = start_run("wikipedia")
+    run.save("results.csv", PUBLISHED.assign(run=run.id))
+    assert "agrees with the published run: the largest difference is 0.000" in (
+        forecast.agreement(run)
+    )
+    worse = PUBLISHED.assign(run=run.id)
+    worse.loc[(worse["model"] == "tuned") & (worse["dim"] == 64), "mrr@10"] -= 0.02
+    run.save("results.csv", worse)
+    said = forecast.agreement(run)
+    assert "differs from the published run by 0.020 (tuned at 64, mrr@10)" in said
+    assert "open an issue" in said
+    assert forecast.agreement(start_run("smoke")) == ""

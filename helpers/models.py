@@ -1,6 +1,7 @@
 """Load, rotate and encode with sentence embedding models, and write what is handed on of one."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -86,6 +87,46 @@ def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
             "model's folder in the Hub's cache and load it again"
         )
     return model
+
+
+def prompts_in_use(model: SentenceTransformer) -> str:
+    """Say what a loaded model puts before texts, and which other prompts it has."""
+    prompts = model.prompts
+    used = {"queries": prompts.get("query"), "passages": prompts.get("document")}
+    said = "; ".join(
+        f"{what}: {text!r}" if text else f"{what}: none" for what, text in used.items()
+    )
+    others = {name: text for name, text in prompts.items() if text and text not in used.values()}
+    if others:
+        said += f"\nThe model also has {others}: set query_prompt or document_prompt to use one"
+    return f"Prompts before {said}"
+
+
+def check_beginnings(model: SentenceTransformer, kind: str, texts: Sequence[str], k: int) -> None:
+    """Print how many different texts are equal in the tokens that the model reads.
+
+    ``kind`` is the prompt that is put before them: "query" or "document".
+
+    Raises:
+        ValueError: fewer than ``k`` differ.
+    """
+    limit, prompt = model.max_seq_length, model.prompts.get(kind) or ""
+    # Only texts that begin alike are cut into tokens: a character is four tokens at most.
+    starts = [text[: max(0, limit - len(prompt)) // 4].casefold() for text in texts]
+    number = Counter(starts)
+    like = [prompt + text for text, start in zip(texts, starts, strict=True) if number[start] > 1]
+    if not like:
+        return
+    tokens = model.tokenizer(like, truncation=True, max_length=limit)["input_ids"]
+    read = Counter(map(tuple, tokens))
+    if alike := sum(number for number in read.values() if number > 1):
+        said = (
+            f"{alike:,} of {len(texts):,} texts ({kind}) are equal in the {limit} tokens that are "
+            "read: raise max_seq_length, or cut their beginning"
+        )
+        if len(texts) - len(like) + len(read) < k:
+            raise ValueError(f"{said}. Fewer than k = {k} differ, so there's nothing to learn")
+        print(f"{said}.")
 
 
 @lru_cache

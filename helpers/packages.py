@@ -2,6 +2,8 @@
 
 import hashlib
 import importlib.metadata
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 # The file that matters in each data package, and its SHA-256 when these notebooks were made.
@@ -21,6 +23,12 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_sha256(folder: Path, files: Iterable[Path]) -> str:
+    """Return one SHA-256 for files in a folder: of their names and contents."""
+    names = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
 
 
 def packaged_file(package: str) -> Path:

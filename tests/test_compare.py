@@ -2,6 +2,7 @@
 
 import itertools
 
+import bm25s
 import numpy as np
 import pytest
 import torch
@@ -38,6 +39,36 @@ def test_bm25_searches_scripts_without_spaces_by_pairs_of_characters():
     passages = ["水壶用醋清洗,然后用清水冲净", "自行车的链条要上油", "ซ่อมจักรยานด้วยกาว"]
     ranking = bm25_ranking(["怎么清洗水壶", "修自行车链条", "จักรยาน"], passages, k=1)
     assert ranking.tolist() == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("passages", "queries"),
+    [
+        (
+            ["चूल्हा की मरम्मत गाँव में", "पुराना नाव बाज़ार में बेचें", "किताब की मरम्मत"],
+            ["चूल्हा", "नाव", "किताब"],
+        ),
+        (
+            ["সাইকেলের চেইনে তেল দিন", "কেটলি ভিনেগারে ধুয়ে নিন", "নৌকা বাজারে বেচুন"],
+            ["চেইনে", "ভিনেগারে", "নৌকা"],
+        ),
+        (["கப்பலை விற்க சந்தை", "கெண்டியை கழுவ வினிகர்", "கயிற்றை கட்ட"], ["கப்பலை", "கெண்டியை", "கயிற்றை"]),
+        (["كِتَابٌ فِي البَيْتِ", "سَفِينَةٌ فِي البَحْرِ", "دَرَّاجَةٌ قَدِيمَةٌ"], ["كِتَابٌ", "سَفِينَةٌ", "دَرَّاجَةٌ"]),
+    ],
+)
+def test_bm25_keeps_words_with_vowel_signs_whole(passages, queries, monkeypatch):
+    tokens = []
+    tokenize = bm25s.tokenize
+    monkeypatch.setattr(
+        bm25s, "tokenize", lambda texts, **o: tokens.append(tokenize(texts, **o)) or tokens[-1]
+    )
+    assert bm25_ranking(queries, passages, k=1).tolist() == [[0], [1], [2]]
+    assert {*tokens[0].vocab} - {""} == {word for text in passages for word in text.split()}
+
+
+def test_bm25_searches_other_scripts_as_before():
+    passages = ["the word नमस्ते in an English text", "naïve cafés"]
+    assert bm25_ranking(["नमस्ते", "cafés"], passages, k=1).tolist() == [[0], [1]]
 
 
 @pytest.mark.parametrize("num_texts", [5, 200])

@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 
 from helpers.config import ROOT, SUFFIXES
-from helpers.files import column_names, read_file
+from helpers.files import beir_files, column_names, data_sha256, read_beir, read_file
 from helpers.packages import PACKAGES, packaged_file, sha256
 from helpers.sources import embedding_dimension, model_folder
 
@@ -164,10 +164,10 @@ def test_a_json_array_is_read_like_lines(tmp_path):
 
 def test_of_a_parquet_file_only_the_columns_that_are_needed_are_read(tmp_path):
     table = pyarrow.table({"text": ["a"], "when": pyarrow.array([10**15], pyarrow.timestamp("s"))})
-    table = table.append_column("raw", pyarrow.array([b"a"]))
+    table = table.append_column("raw", pyarrow.array([b"a"])).append_column("label", [[1]])
     pyarrow.parquet.write_table(table, tmp_path / "mine.parquet")
     (row,) = read_file(tmp_path / "mine.parquet", ["text"])
-    assert row.columns == {"text": "a"}
+    assert row.columns == {"text": "a", "label": 1}, "which may be read, and holds no text"
     with pytest.raises(ValueError, match="the column 'raw' holds binary, expected text"):
         list(read_file(tmp_path / "mine.parquet", ["text", "raw"]))
     twice = pyarrow.table([["a"], ["b"]], names=["text", "text"])
@@ -235,6 +235,97 @@ def test_a_file_that_is_not_what_it_says(tmp_path, name, content, said):
         with pytest.raises(ValueError, match=said) as error:
             read(tmp_path / name)
         assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "saw"),
+    [
+        (
+            json.dumps(ROWS[0], indent=1) + "\n" + json.dumps(ROWS[1], indent=1),
+            "over several lines",
+        ),
+        ("".join(map(json.dumps, ROWS)), "or several on one"),
+        ('["a", "b"]\n["c", "d"]\n', "each line is an array. Write one object a line"),
+        ('"a"\n"b"\n', "no line is a JSON object. Write one object a line"),
+        ("", "no line is a JSON object"),
+    ],
+)
+def test_json_that_is_not_an_object_a_line_says_what_it_is(tmp_path, content, saw):
+    (tmp_path / "mine.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=rf"mine\.jsonl: .*{saw}"):
+        column_names(tmp_path / "mine.jsonl")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_folder_of_files_is_read_in_order(tmp_path, suffix):
+    folder = tmp_path / "questions.parquet"
+    (folder / "part").mkdir(parents=True)
+    write(folder / f"a{suffix}", [{"query": "1"}])
+    write(folder / "part" / f"b{suffix}", [{"query": "2", "more": "3"}])
+    (folder / "_SUCCESS").touch()
+    (folder / f"._a{suffix}").write_bytes(b"\0")
+    found = [(row.place.split()[0], row.columns["query"]) for row in read_file(folder, ["query"])]
+    assert found == [(f"a{suffix}", "1"), (f"b{suffix}", "2")]
+    assert column_names(folder) == ["query", "more"]
+    before = data_sha256(folder)
+    write(folder / "part" / f"b{suffix}", [{"query": "two"}])
+    assert data_sha256(folder) != before
+
+
+def test_a_folder_of_other_things_says_so(tmp_path):
+    with pytest.raises(ValueError, match="is a folder with none of"):
+        column_names(tmp_path)
+    write(tmp_path / "a.csv")
+    write(tmp_path / "b.jsonl")
+    with pytest.raises(ValueError, match=r"is a folder with \.csv and \.jsonl: name one file"):
+        next(read_file(tmp_path))
+
+
+def beir(folder, qrels="qrels", queries="queries.jsonl"):
+    """Write a collection of six passages in BEIR's layout."""
+    title = {0: "A title", 1: "", 2: None}
+    texts = [{"_id": n, "title": title.get(n, ""), "text": f"text {n}"} for n in range(6)]
+    write(folder / "corpus.jsonl", texts)
+    with open(folder / "corpus.jsonl", "a") as file:
+        file.write("{broken\n")
+    write(folder / queries, [{"_id": f"q{n}", "text": f"question {n}"} for n in range(4)])
+    (folder / qrels).mkdir()
+    head = "query-id\tcorpus-id\tscore\n"
+    (folder / qrels / "test.tsv").write_text(head + "q1\t1\t1\nq0\t2\t-1\nq7\t1\t1\n")
+    (folder / qrels / "train.tsv").write_text(head + "q0\t0\t2\nq0\t1\t1\nq2\t3\t0\n")
+    return folder
+
+
+@pytest.mark.parametrize("names", [("qrels", "queries.jsonl"), ("gen-qrels", "gen-queries.jsonl")])
+def test_a_collection_in_beirs_layout_is_read_as_texts(tmp_path, names):
+    folder = beir(tmp_path, *names)
+    files = beir_files(folder)
+    assert files == beir_files(folder / names[0] / "train.tsv")
+    assert [path.name for path in files.qrels] == ["test.tsv", "train.tsv"]
+    rows = [*read_beir(files)]
+    found = {(row.columns["query"], row.columns["positive"]) for row in rows if row.columns}
+    assert found == {
+        ("question 1", "text 1"),
+        ("question 0", "A title text 0"),
+        ("question 0", "text 1"),
+        *((None, f"text {n}") for n in range(2, 6)),
+    }
+    assert {(row.place, row.fault) for row in rows if row.fault} == {
+        ("test.tsv line 3", "a score of 0 or below, so no answer"),
+        ("train.tsv line 4", "a score of 0 or below, so no answer"),
+        ("test.tsv line 4", "no text has this id"),
+        ("corpus.jsonl line 7", "not valid JSON"),
+    }
+    before = data_sha256(folder / names[0] / "train.tsv")
+    write(folder / "corpus.jsonl", [{"_id": "1", "text": "another"}])
+    assert data_sha256(folder / names[0] / "train.tsv") != before
+    (files.qrels[0]).write_text("q1\t0\t1\n")
+    with pytest.raises(
+        ValueError, match=r"test\.tsv: expected a first line of query-id, corpus-id"
+    ):
+        next(read_beir(files))
+    files.corpus.unlink()
+    assert beir_files(folder) is None
 
 
 def test_a_missing_file(tmp_path):

@@ -17,11 +17,13 @@ from sentence_transformers.util import batch_to_device
 from helpers.compare import svd_rotation
 from helpers.metrics import prefix
 from helpers.models import (
+    check_beginnings,
     column_prompts,
     encode_passages,
     encode_queries,
     load_model,
     model_card,
+    prompts_in_use,
     result_to_share,
     verdict,
     with_rotation,
@@ -136,6 +138,35 @@ def test_a_prompt_that_is_not_set_stays_the_models_own(run, tmp_path, name):
     by_hand = with_changes(run, model=str(tmp_path), query_prompt="", document_prompt="")
     plain = encode_passages(load_model(by_hand), ["passage: a text"], run)
     assert torch.allclose(encode_passages(load_model(own), ["a text"], run), plain, atol=1e-6)
+
+
+def test_the_prompts_in_use_are_named_and_those_that_are_not(run, tmp_path):
+    model = load_model(run)
+    assert prompts_in_use(model) == "Prompts before queries: none; passages: none"
+    model.prompts |= {"s2p_query": "Instruct: find\nQuery: ", "passage": "passage: "}
+    model.save(str(tmp_path))
+    own = {"model": str(tmp_path), "query_prompt": None, "document_prompt": None}
+    said = prompts_in_use(load_model(with_changes(run, **own)))
+    assert said.startswith("Prompts before queries: none; passages: 'passage: '\n")
+    assert "also has {'s2p_query': 'Instruct: find\\nQuery: '}: set query_prompt" in said
+    mine = with_changes(run, **own | {"query_prompt": "Instruct: find\nQuery: "})
+    assert "also has" not in prompts_in_use(load_model(mine))
+
+
+def test_texts_that_are_equal_in_what_is_read_are_counted_and_refused_if_they_are_most(run, capsys):
+    model = load_model(run)  # it reads 32 tokens
+    start = "Handbook of the household service, third edition, for internal use only. " * 4
+    texts = [f"number {n} of the texts" for n in range(20)] + [f"{start}{n}" for n in range(5)]
+    check_beginnings(model, "document", texts[:20], k=20)
+    assert capsys.readouterr().out == ""
+    check_beginnings(model, "document", texts, k=20)
+    said = "5 of 25 texts (document) are equal in the 32 tokens that are read: raise max_seq_length"
+    assert said in capsys.readouterr().out
+    with pytest.raises(ValueError, match="Fewer than k = 22 differ, so there's nothing"):
+        check_beginnings(model, "document", texts, k=22)
+    model.prompts["query"] = "a prompt that leaves no room for what comes after it, " * 5
+    with pytest.raises(ValueError, match="20 of 20 texts"):
+        check_beginnings(model, "query", texts[:20], k=2)
 
 
 def test_a_model_that_was_saved_truncated_is_loaded_at_full_size(run, tmp_path, capsys):

@@ -16,16 +16,18 @@ from helpers.triplets import (
     SPLITS,
     TripletFilter,
     collect,
+    hub_rows,
     load_data,
     normalise,
     own_passages,
     read_rows,
 )
-from tests.test_files import write
+from tests.test_files import beir, write
 
 SMOKE = PRESETS["smoke"]
 LONG = "a passage with more than enough words to be kept by every rule that there is here"
 QUERY = "what is this about"
+A_LIST = "looks like a list written as text; save as JSONL or Parquet"
 
 
 def row(query=QUERY, positive=LONG, negative=None, **more):
@@ -70,6 +72,10 @@ def gather(experiment):
         ({"positive": "too few words"}, "passage too short"),
         ({"negative": ["another", LONG.upper()]}, "negative is the positive"),
         ({"positive": "half a sign \ud800"}, "passage not valid Unicode"),
+        ({"positive": f"['{LONG}', '{LONG}']"}, f"passage {A_LIST}"),
+        ({"positive": f' ["{LONG}"]'}, f"passage {A_LIST}"),
+        ({"positive": f"['{LONG}'\n '{LONG}']"}, f"passage {A_LIST}"),  # as NumPy writes it
+        ({"positive": f"{{'text': '{LONG}'}}"}, f"passage {A_LIST}"),
         ({"unreadable": "not valid JSON"}, "not valid JSON"),
     ],
 )
@@ -91,6 +97,7 @@ def test_a_bad_row_is_dropped_and_counted_with_its_place(bad, reason):
         ({"query": ""}, "query empty"),
         ({"query": "\u200b\ufeff \u00ad"}, "query empty"),
         ({"query": "two words"}, "query too short"),
+        ({"query": "['one of these', 'two']"}, f"query {A_LIST}"),
         ({"ambiguous": True}, "query shared by several passages"),
     ],
 )
@@ -114,7 +121,7 @@ def test_equal_passages_share_one_id_and_a_query_keeps_all_of_them():
     other = LONG + " indeed"
     rows = [
         row("Who Was  That man"),
-        row("who was that MAN", other, negative="only the first negative counts"),
+        row("who was that MAN", other, negative="a query has one negative here"),
         row("a third query", LONG.upper()),
         row("WHO was that man", LONG.title()),
         *(row(f"query number {i}", f"{LONG} {i}") for i in range(3)),
@@ -128,8 +135,9 @@ def test_equal_passages_share_one_id_and_a_query_keeps_all_of_them():
     ]
     assert kept.counts["dropped: query and passage seen before"] == 1
     data = collect(kept)
-    assert len(data.passages) == 5
+    assert len(data.passages) == 6
     assert data.qrels[data.qrels["query"] == 0]["passage"].tolist() == [0, 1]
+    assert data.queries["negative"][0] == ["a query has one negative here"]
     assert data.qrels[data.qrels["query"] == 1]["passage"].tolist() == [0]
 
 
@@ -328,6 +336,80 @@ def test_random_negatives_are_training_passages_and_never_right():
     assert not found.equals(data.fill_negatives(rows, seed=2))
 
 
+def exploded(count, each=3):
+    """Rows of one query and positive, each with a negative of its own."""
+    for query in range(count):
+        for number in range(each):
+            yield row(f"query number {query}", f"{LONG} {query}", f"wrong {number} of {query}")
+
+
+def test_rows_that_differ_in_their_negative_add_it_or_are_counted(capsys):
+    rows = [*exploded(30), *exploded(1), row("query number 1", f"{LONG} 1 too", "wrong 9 of 1")]
+    three = small(rows, num_negatives=3)
+    assert len(three.passages) == 30 * 4 + 1
+    assert three.training_rows().notna().all(axis=None)
+    assert [*three.training_rows()][2:] == ["negative", "negative_2", "negative_3"]
+    assert "1 rows: their negative isn't used, as num_negatives is 3" in capsys.readouterr().out
+    one = small(rows)
+    assert [*one.training_rows()][2:] == ["negative"]
+    assert len(one.passages) == 30 * 2 + 1
+    assert "63 rows: their negative isn't used, as num_negatives is 1" in capsys.readouterr().out
+
+
+def test_what_is_dropped_of_a_stream_is_not_held():
+    kept = kept_of(exploded(5, each=23))
+    assert len(kept.rows) == 5
+    assert kept.counts["dropped: query and passage seen before"] == 5 * 22
+    held = str(vars(kept))
+    assert "wrong 0 of 4" in held and "wrong 22" not in held
+
+
+def test_negatives_that_are_no_text_are_counted_and_equal_ones_are_one(capsys):
+    bad = [None, "", {"text": "a"}, "['a', 'b']", "No way", "no  way"]
+    kept = kept_of([row(f"query number {i}", f"{LONG} {i}", bad, place=i) for i in range(9)])
+    assert kept.rows[0]["negative"] == ["No way"]
+    assert {*kept.notes.values()} == {9} and len(kept.notes) == 2
+    collect(kept_of(numbered(9, negative=bad), num_dev=1, num_test=1, batch_size=2, k=2))
+    said = capsys.readouterr().out
+    assert "9 negatives aren't used: each is a dict, not text" in said
+    assert f"9 negatives aren't used: each {A_LIST}" in said
+
+
+@pytest.mark.parametrize("sign", ["\x00", "\x07", "\x1b", "\x7f"])
+def test_control_characters_are_taken_out_and_counted(capsys, sign):
+    texts = (f"query{sign} number one", f"{LONG}{sign} one", f"{sign}not this")
+    rows = [*numbered(9), row(*texts, place="line 10"), row("one\x0ctwo\x1fthree", LONG)]
+    kept = kept_of(rows, num_dev=1, num_test=1, batch_size=2, k=2)
+    last = ("query number one", f"{LONG} one", ["not this"])
+    assert tuple(kept.rows[9][name] for name in ("query", "positive", "negative")) == last
+    assert kept.rows[10]["query"] == "one two three", "a page's end and a separator are spaces"
+    collect(kept)
+    said = "4 texts hold control characters, which are taken out (first: line 10, line 10, line 10)"
+    assert said in capsys.readouterr().out
+
+
+LABELS = [(0, 1), (0.0, 1.0), (False, True), ("0", "1"), ("No", "yes"), ("0.0", 1), (None, 0, 1)]
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_labels_of_any_type_and_name_are_refused(labels):
+    labelled = [
+        one | {"unread": {"x": labels[i % len(labels)]}} for i, one in enumerate(numbered(30))
+    ]
+    with pytest.raises(
+        ValueError, match=f"(?s)'x' isn't read, and holds 0.*{str(labels[-1]).lower()}"
+    ):
+        small(labelled)
+
+
+@pytest.mark.parametrize(
+    "values", [(1,), (0,), (0, 1, 2), (0.25, 1), ("a", "b"), (None,), (["a"], 1)]
+)
+def test_other_columns_are_no_labels(values):
+    rows = [one | {"unread": {"x": values[i % len(values)]}} for i, one in enumerate(numbered(30))]
+    assert len(small(rows).queries) == 30
+
+
 def test_what_looks_odd_is_said(capsys):
     small([*numbered(16), row("a new query", LONG + " &amp; it\u00e2\u20ac\u2122s odd")])
     assert "1 passages hold HTML or broken characters" in (said := capsys.readouterr().out)
@@ -401,6 +483,89 @@ def test_negatives_may_be_lists_or_numbered_columns(tmp_path):
     rows = list(read_rows(own(tmp_path, "mine.jsonl", "")))
     found = [[text for text in row["negative"] if text] for row in rows]
     assert found == [["c", "d", "e"], ["h", "i"]]
+
+
+def test_columns_that_are_not_read_are_named_with_a_guess(tmp_path, capsys):
+    names = ("hard_negative_1", "hard_negative_2", "neg", "pos", "label", "similarity", "text")
+    line = dict.fromkeys(("anchor", "positive", "negative3", *names), "a")
+    (tmp_path / "mine.jsonl").write_text(json.dumps(line))
+    for rows in (read_rows(own(tmp_path, "mine.jsonl", "")), hub_rows([line], SMOKE)):
+        assert next(rows)["negative"] == ["a"]
+        read, unread = capsys.readouterr().out.splitlines()
+        assert read == "Columns that are read: 'anchor', 'positive', 'negative3'"
+        assert unread.count("(negatives? negative_column = 'hard_negative')") == 2
+        for part in (
+            "'neg' (negatives? ",
+            "'pos' (right answers? ",
+            "'label' (a label? ",
+            "'text'",
+        ):
+            assert part in unread
+    hard = SMOKE.replace(negative_column="hard_negative")
+    assert next(hub_rows([line], hard))["negative"] == ["a", "a"]
+    one = SMOKE.replace(negative_column="hard_negative_1")
+    assert next(hub_rows([line | {"hard_negative_10": "b"}], one))["negative"] == ["a"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
+def test_labels_of_a_file_are_refused_with_the_line_that_keeps_the_right_rows(tmp_path, suffix):
+    rows = [one | {"is it": i % 2} for i, one in enumerate(OWN)]
+    if suffix == ".tsv":
+        rows = [{name: str(value) for name, value in one.items()} for one in rows]
+    experiment = own(tmp_path, f"mine{suffix}", rows=rows)
+    with pytest.raises(
+        ValueError, match="the column 'is it' isn't read, and holds 0 and 1"
+    ) as error:
+        collect(gather(experiment))
+    exec(str(error.value).splitlines()[1], {})
+    right = gather(own(tmp_path, "right.jsonl"))
+    assert [one["query"] for one in right.rows] == [one["question"] for one in OWN[1::2]]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_file_without_names_is_told_to_add_some(tmp_path, suffix):
+    separator = {".csv": ",", ".tsv": "<tab>"}[suffix]
+    for rows in ([{"how old is it": 0, LONG: 0}], [{"how old is it": 0, "very old": 0}]):
+        for more in ("", NAMES, f'query_column = "how old is it"\npositive_column = "{LONG}"\n'):
+            experiment = own(tmp_path, f"mine{suffix}", more, [{k: "a" for k in rows[0]}])
+            with pytest.raises(
+                ValueError, match=f"a first line, such as query{separator}positive$"
+            ):
+                next(read_rows(experiment))
+        (tmp_path / f"mine{suffix}").unlink()
+
+
+def test_columns_of_ids_are_refused_and_texts_that_look_like_ids_are_named(capsys):
+    changes = {"query_column": "query-id", "positive_column": "corpus-id"}
+    row = {"query-id": "1", "corpus-id": "2", "score": 1}
+    with pytest.raises(ValueError, match=r"'query-id' holds ids by its name, .*from its folder"):
+        next(hub_rows([row], SMOKE.replace(**changes)))
+    plain = {"num_dev": 2, "num_test": 2, "batch_size": 2, "min_passage_words": 1, "k": 2}
+    collect(
+        kept_of(
+            [{"query": f"what is number {i}", "positive": f"MED-{i}"} for i in range(9)], **plain
+        )
+    )
+    assert "Most passages are numbers, such as 'MED-0'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("named", [".", "qrels/train.tsv"])
+def test_a_collection_in_beirs_layout_is_a_dataset(tmp_path, capsys, named):
+    beir(tmp_path)
+    (tmp_path / "mine.toml").write_text(TOML % named + 'query_column = "query-id"\n')
+    kept = gather(resolve(from_toml(tmp_path / "mine.toml"), {}))
+    assert [(one["query"], one["positive"], one["title"]) for one in kept.rows[1:3]] == [
+        ("question 0", "A title text 0", "A title"),
+        ("question 0", "text 1", None),
+    ]
+    assert kept.counts["kept: passage alone, query missing"] == 4
+    assert "answers are test.tsv, train.tsv with scores above 0" in capsys.readouterr().out
+
+
+def test_a_link_counts_by_its_own_name(tmp_path):
+    write(tmp_path / "stored", OWN).rename(tmp_path / "stored")
+    (tmp_path / "mine.csv").symlink_to(tmp_path / "stored")
+    assert len(gather(own(tmp_path, "mine.csv")).rows) == 40
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib.util
 import runpy
 import sys
 from pathlib import Path
@@ -124,8 +125,8 @@ def run(tmp_path, monkeypatch, capsys):
     """Run the script in a folder that has a package called tiny, and return what it printed."""
     hidden = 'def found():\n    """Return what isn\'t public.\n\n    {} {}\n    """\n'
     files = {"a/__init__.py": "", "a/_module.py": MODULE, "z_template.py": "{{ name }} ="}
-    for number, place in enumerate(("tests", "_private")):
-        files[f"{place}/module.py"] = hidden.format(place, REST) + f"# {number}"
+    for place in ("tests", "_private"):
+        files[f"{place}/module.py"] = hidden.format(place, REST)
     for name, text in files.items():
         path = tmp_path / "tiny" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +168,7 @@ def test_passages_that_begin_alike_are_one(run, tmp_path):
     module = "".join(text.format(name, REST) for name in ("one", "two"))
     (tmp_path / "tiny" / "a" / "_module.py").write_text(module)
     run("tiny")
-    assert [query for query, _ in rows("docstrings.csv")] == ["query", "Return a number called one."]
+    assert rows("docstrings.csv")[1:] == [("Return a number called one.", f"{REST} {REST} one")]
 
 
 def test_the_series_reads_the_settings_and_keeps_every_row(run, tmp_path):
@@ -196,8 +197,7 @@ def test_the_series_reads_the_settings_and_keeps_every_row(run, tmp_path):
 def test_wrong_arguments_end_with_one_line(run, tmp_path, monkeypatch, arguments, said):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "__init__.py").touch()
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    find = __import__("importlib.util").util.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name: None if name == "sklearn" else find(name)
     )

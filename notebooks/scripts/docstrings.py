@@ -152,8 +152,8 @@ def main() -> None:
         others = [name for name in packages if name not in missing] or ["PACKAGE"]
         names = " ".join(PYPI_NAMES.get(name, name) for name in missing)
         sys.exit(
-            f"not installed here as a package: {', '.join(missing)}. Run pip install {names}, or go "
-            f"on with others: docstrings.py {' '.join(others)}"
+            f"not installed here as a package: {', '.join(missing)}. Run pip install {names}, or "
+            f"go on with others: docstrings.py {' '.join(others)}"
         )
     warnings.simplefilter("ignore", SyntaxWarning)  # what a file says isn't ours to mend
     rows = pairs(text for name in packages for text in read(name))

@@ -64,8 +64,8 @@ def fit_rotation(vectors: np.ndarray) -> np.ndarray:
 def rounded(vectors: np.ndarray, form: str) -> np.ndarray:
     """Round vectors, and return them as they are read back.
 
-    Less the mean of each dimension where they are rounded to codes: it moves all scores of a query
-    by the same, and changes no ranking.
+    Rounded to codes, they lack a constant in each dimension: it moves all scores of a query by the
+    same, and changes no ranking.
     """
     bits = FORMS[form]
     if bits == 32:
@@ -78,7 +78,6 @@ def rounded(vectors: np.ndarray, form: str) -> np.ndarray:
     codes = (vectors - vectors.mean(axis=0)) / step
     np.floor(codes, out=codes)
     np.clip(codes, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, out=codes)
-    codes += 0.5
     codes *= step
     return codes
 
@@ -337,7 +336,7 @@ def main() -> None:
         f"\nReranked: a shortlist of {SHORTLIST}, ordered again at full size. Queries stay in "
         "float32, but for signs. Rows below 50% everywhere are left out."
     )
-    for way, how in (("alone", "alone"), ("reranked", f"with a rerank of {SHORTLIST}")):
+    for way, how in (("alone", "alone"), ("reranked", f"after a rerank of {SHORTLIST}")):
         size, rerank = smallest(sizes, way, args.target), way == "reranked"
         in_sql = size.form in TYPES and not size.rotated
         lines = sql_lines(size, full, rerank) if in_sql else numpy_lines(size, args.vectors, rerank)

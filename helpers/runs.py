@@ -52,7 +52,7 @@ class ArtifactError(RuntimeError):
 
 def runs_folder() -> Path:
     """Return the folder of runs: ``runs/`` here, or what MATRYOSHKA_RUNS names."""
-    return ROOT / (os.environ.get("MATRYOSHKA_RUNS") or "runs")
+    return ROOT / Path(os.environ.get("MATRYOSHKA_RUNS") or "runs").expanduser()
 
 
 def short(path: Path) -> str:

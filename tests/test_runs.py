@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -280,6 +281,8 @@ def test_a_toml_file_is_found_from_the_notebooks_folder_too(runs, own, monkeypat
 def test_a_relative_folder_of_runs_is_one_folder_wherever_it_is_used(monkeypatch):
     monkeypatch.setenv("MATRYOSHKA_RUNS", "elsewhere/runs")
     assert module.runs_folder() == ROOT / "elsewhere" / "runs"
+    monkeypatch.setenv("MATRYOSHKA_RUNS", "~/runs")  # no shell reads what %env sets
+    assert module.runs_folder() == Path.home() / "runs"
     monkeypatch.delenv("MATRYOSHKA_RUNS")
     assert module.runs_folder() == ROOT / "runs"
 

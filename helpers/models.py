@@ -258,8 +258,8 @@ def verdict(run: Run) -> str:
     if queries < 100 or (width > LEAD and gain.low <= 0 <= gain.high):
         enough = max(100, 100 * math.ceil(queries * (width / LEAD) ** 2 / 100))
         said.append(
-            f"{queries:,} test queries are too few for a verdict (±{width:.3f}): set num_test to "
-            f"{enough:,} or so."
+            f"{queries:,} test queries are too few for a verdict (±{width:.3f}): about {enough:,} "
+            "would do."
         )
     return "\n".join(filter(None, [*said, data.known_answers()]))
 

@@ -352,7 +352,7 @@ def test_the_card_says_which_prompts_texts_need(run, prompt, said):
         ({"low": -0.02, "high": 0.082}, "can't be told from chance", "new questions"),
         (
             {"low": -0.005, "high": 0.067, "queries": 100},
-            "few for a verdict (±0.036): set num_test to 400",
+            "few for a verdict (±0.036): about 400 would do",
             "1,",
         ),
         (

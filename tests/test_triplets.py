@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -421,11 +422,15 @@ def test_negatives_may_be_lists_or_numbered_columns(tmp_path):
     assert found == [["c", "d", "e"], ["h", "i"]]
 
 
+def streamed(line):
+    return Dataset.from_list([line]).to_iterable_dataset()
+
+
 def test_columns_that_are_not_read_are_named_with_a_guess(tmp_path, capsys):
     names = ("hard_negative_1", "hard_negative_2", "neg", "pos", "label", "similarity", "text")
     line = dict.fromkeys(("anchor", "positive", "negative3", *names), "a")
     (tmp_path / "mine.jsonl").write_text(json.dumps(line))
-    for rows in (read_rows(own(tmp_path, "mine.jsonl", "")), hub_rows([line], SMOKE)):
+    for rows in (read_rows(own(tmp_path, "mine.jsonl", "")), hub_rows(streamed(line), SMOKE)):
         assert next(rows)["negative"] == ["a"]
         read, unread = capsys.readouterr().out.splitlines()
         assert read == "Columns that are read: 'anchor', 'positive', 'negative3'"
@@ -438,9 +443,9 @@ def test_columns_that_are_not_read_are_named_with_a_guess(tmp_path, capsys):
         ):
             assert part in unread
     hard = SMOKE.replace(negative_column="hard_negative")
-    assert next(hub_rows([line], hard))["negative"] == ["a", "a"]
+    assert next(hub_rows(streamed(line), hard))["negative"] == ["a", "a"]
     one = SMOKE.replace(negative_column="hard_negative_1")
-    assert next(hub_rows([line | {"hard_negative_10": "b"}], one))["negative"] == ["a"]
+    assert next(hub_rows(streamed(line | {"hard_negative_10": "b"}), one))["negative"] == ["a"]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
@@ -475,7 +480,7 @@ def test_columns_of_ids_are_refused_and_texts_that_look_like_ids_are_named(capsy
     changes = {"query_column": "query-id", "positive_column": "corpus-id"}
     row = {"query-id": "1", "corpus-id": "2", "score": 1}
     with pytest.raises(ValueError, match=r"'query-id' holds ids by its name, .*from its folder"):
-        next(hub_rows([row], SMOKE.replace(**changes)))
+        next(hub_rows(streamed(row), SMOKE.replace(**changes)))
     plain = {"num_dev": 2, "num_test": 2, "batch_size": 2, "min_passage_words": 1, "k": 2}
     collect(
         kept_of(

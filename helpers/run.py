@@ -1,7 +1,6 @@
 """Run the notebooks in order and show how far they are: ``python -m helpers.run --help``."""
 
 import argparse
-import os
 import re
 import sys
 import time
@@ -40,9 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     from helpers.runs import current_choice, short, start_run
 
     sys.stdout.reconfigure(errors="replace")  # not every terminal can show every passage
-    os.environ["MATRYOSHKA_PRESET"] = given.preset  # what is typed counts
     try:
-        run = start_run(given.preset)
+        run = start_run(given.preset, typed=True)
         expected = minutes(run) if chosen == NOTEBOOKS else None
     except (ValueError, FileNotFoundError, HubError) as error:
         parser.error(str(error))

@@ -66,20 +66,29 @@ def command_line(choice: str) -> str:
     return join(["python", "-m", "helpers.run", choice])
 
 
-def start_run(choice: str) -> "Run":
+def start_run(choice: str, typed: bool = False) -> "Run":
     """Begin the run of a preset or ``.toml`` file, or go on with it, and make it the current one.
 
     What its settings leave open is looked up once and kept in its folder, so that it stays the
     same: a commit of the Hub until the folder is deleted, a file's hash until the file changes.
-    The environment variable MATRYOSHKA_PRESET, if set, takes the place of ``choice``; then the
-    current run stays the current one.
+    The environment variable MATRYOSHKA_PRESET, if set, takes the place of ``choice``.
+
+    Args:
+        choice: The preset, or the path of the ``.toml`` file.
+        typed: Whether it was typed on a command line. Then the variable doesn't count. There or
+            with the variable, the current run of notebooks that are open stays the current one.
 
     Raises:
         ValueError, FileNotFoundError, HubError: as :func:`helpers.config.find_experiment` and
             :func:`helpers.sources.resolve`; a precision that this machine can't train in; or
             the run's folder holds what was made of another dataset.
     """
-    return _open(choice, look_up=True)
+    preset = None if typed else os.environ.get("MATRYOSHKA_PRESET")
+    run = _open(preset or choice, look_up=True)
+    if not (typed or preset) or not current_choice():
+        with atomic_write(runs_folder() / "current") as scratch:
+            scratch.write_text(run.choice + "\n", encoding="utf-8")
+    return run
 
 
 def open_run(after: str = NOTEBOOKS[0]) -> "Run":
@@ -93,8 +102,8 @@ def open_run(after: str = NOTEBOOKS[0]) -> "Run":
         ArtifactError: no run was started; the message says how to start one.
         ValueError, FileNotFoundError, HubError: as :func:`start_run`.
     """
-    choice = current_choice()
-    if not choice and not os.environ.get("MATRYOSHKA_PRESET"):
+    choice = os.environ.get("MATRYOSHKA_PRESET") or current_choice()
+    if not choice:
         raise ArtifactError(f"no run was started.\n{_how_to_make('wikipedia', after)}")
     return replace(_open(choice, look_up=False), after=after)
 
@@ -106,8 +115,6 @@ def current_choice() -> str:
 
 
 def _open(choice: str, look_up: bool) -> "Run":
-    typed = os.environ.get("MATRYOSHKA_PRESET")
-    choice = typed or choice
     if choice.endswith(".toml") and Path(choice).exists():  # notebooks run in another folder
         choice = str(Path(choice).resolve())
     asked = find_experiment(choice)
@@ -140,9 +147,6 @@ def _open(choice: str, look_up: bool) -> "Run":
             "'auto'"
         )
     _write_json(folder / "run.json", state)
-    if not typed or not current_choice():
-        with atomic_write(runs_folder() / "current") as scratch:
-            scratch.write_text(choice + "\n", encoding="utf-8")
     return run
 
 

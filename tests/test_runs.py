@@ -297,8 +297,10 @@ def test_no_run_takes_the_place_of_the_file_that_names_the_current_one(runs, tmp
 
 def test_what_is_typed_elsewhere_leaves_the_current_run(runs, own, monkeypatch):
     start_run(str(own))
-    monkeypatch.setenv("MATRYOSHKA_PRESET", "smoke")  # as the main command does
-    start_run("smoke")
+    monkeypatch.setenv("MATRYOSHKA_PRESET", "msmarco")
+    assert start_run("smoke", typed=True).experiment.name == "smoke"
+    monkeypatch.setenv("MATRYOSHKA_PRESET", "smoke")  # as the main command sets it for notebooks
+    assert start_run("wikipedia").experiment.name == open_run().experiment.name == "smoke"
     monkeypatch.delenv("MATRYOSHKA_PRESET")
     assert open_run().experiment.name == "own"
 

@@ -15,7 +15,6 @@ How to run them, and for how long: CONTRIBUTING.md.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -41,10 +40,9 @@ def command(
     for name, other in instead.items():
         parser.add_argument(f"--{name}", dest="action", action="store_const", const=other)
     options = parser.parse_args(arguments)
-    os.environ["MATRYOSHKA_PRESET"] = options.preset  # what is typed counts, here only
     disable_progress_bar()
     try:
-        for path in options.action(start_run(options.preset)):
+        for path in options.action(start_run(options.preset, typed=True)):
             print(short(path))
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)

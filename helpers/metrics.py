@@ -118,11 +118,6 @@ def prefix(embeddings: torch.Tensor, dim: int, first_row: int = 0) -> torch.Tens
     return cut / length
 
 
-def queries_at_once(num_passages: int) -> int:
-    """Return how many queries to compare with a corpus at a time: half a gigabyte of scores."""
-    return min(16_384, max(64, 2**27 // num_passages))
-
-
 def _as_matrix(embeddings, name: str) -> torch.Tensor:
     """Embeddings as a checked tensor on the CPU: ``(num_texts, dim)``."""
     if not torch.is_tensor(embeddings):  # lists, DataFrames, reversed views

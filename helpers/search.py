@@ -7,8 +7,6 @@ from contextlib import contextmanager
 import faiss
 import torch
 
-from helpers.metrics import queries_at_once
-
 if sys.platform == "darwin":  # FAISS's threads crash there next to torch's: faiss-wheels issue 73
     faiss.omp_set_num_threads(1)
 
@@ -24,6 +22,20 @@ def one_core() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads[0])
         faiss.omp_set_num_threads(threads[1])
+
+
+def queries_at_once(num_passages: int) -> int:
+    """Return how many queries to compare with a corpus at a time: half a gigabyte of scores."""
+    return min(16_384, max(64, 2**27 // num_passages))
+
+
+def mining_limits(num_queries: int, candidates: int) -> dict[str, int]:
+    """Return the arguments of ``mine_hard_negatives`` that bound its memory.
+
+    It keeps the ``candidates`` most similar passages of all queries; of many queries, fewer.
+    """
+    kept = max(50, 2**25 // num_queries)
+    return {"faiss_batch_size": queries_at_once(num_queries), "range_max": min(candidates, kept)}
 
 
 def search(queries: torch.Tensor, corpus: torch.Tensor, k: int) -> torch.Tensor:

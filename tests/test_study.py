@@ -46,8 +46,8 @@ def made(tmp_path_factory):
 def test_mining_compares_as_many_queries_at_once_as_fit_in_memory(runs, monkeypatch):
     sizes = []
 
-    def mined(rows, *arguments, faiss_batch_size, **options):
-        sizes.append(faiss_batch_size)
+    def mined(rows, *arguments, faiss_batch_size, range_max, **options):
+        sizes.append((faiss_batch_size, range_max))
         return rows
 
     monkeypatch.setattr("sentence_transformers.util.mine_hard_negatives", mined)
@@ -60,7 +60,7 @@ def test_mining_compares_as_many_queries_at_once_as_fit_in_memory(runs, monkeypa
         names = {"run": run, "experiment": run.experiment, "model": None}
         exec(in_notebook, names | dict.fromkeys(("rows", "pairs", "asked"), rows))
         mine(Dataset.from_pandas(rows), None, run)
-    assert sizes == [16_384, 16_384, 671, 671]
+    assert sizes == [(16_384, 1000)] * 2 + [(671, 167)] * 2
 
 
 @pytest.fixture

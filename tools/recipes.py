@@ -17,9 +17,9 @@ from sentence_transformers.util import mine_hard_negatives
 
 from helpers.config import Experiment
 from helpers.device import autocast
-from helpers.metrics import queries_at_once
 from helpers.models import column_prompts, load_model, with_rotation, without_dropout
 from helpers.runs import Run
+from helpers.search import mining_limits
 from helpers.seeding import seed_everything
 from helpers.training import Progress, plan_batches, plumbing, train
 
@@ -124,10 +124,9 @@ def mine(rows: Dataset, model: SentenceTransformer, run: Run) -> Dataset:
             rows,
             model,
             relative_margin=experiment.negative_margin,
-            range_max=experiment.negative_candidates,
+            **mining_limits(len(rows), experiment.negative_candidates),
             num_negatives=experiment.num_negatives,
             output_format="triplet" if experiment.num_negatives == 1 else "n-tuple",
             batch_size=experiment.encode_batch_size,
-            faiss_batch_size=queries_at_once(len(rows)),
             verbose=False,
         )

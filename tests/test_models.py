@@ -349,6 +349,7 @@ def test_the_card_says_which_prompts_texts_need(run, prompt, said):
     ("found", "said", "unsaid"),
     [
         ({}, "at 64 dimensions, in test MRR@10: +0.031 (+0.020 to +0.042, p = 0.040).", "too few"),
+        ({"low": 0.001, "high": 0.061}, "+0.031 (+0.001 to +0.061", "too few"),  # wide, but clear
         ({"low": -0.02, "high": 0.082}, "can't be told from chance", "new questions"),
         (
             {"low": -0.005, "high": 0.067, "queries": 100},

@@ -493,10 +493,6 @@ def test_negatives_may_be_lists_or_numbered_columns(tmp_path):
     assert found == [["c", "d", "e"], ["h", "i"]]
 
 
-def streamed(line):
-    return Dataset.from_list([line]).to_iterable_dataset()
-
-
 def test_columns_that_are_not_read_are_named_with_a_guess(tmp_path, capsys):
     names = ("hard_negative_1", "hard_negative_2", "neg", "pos", "label", "similarity", "text")
     line = dict.fromkeys(("anchor", "positive", "negative3", *names), "a")

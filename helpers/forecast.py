@@ -1,5 +1,7 @@
 """Say before a run how long it may take, and after it whether its scores are the published ones."""
 
+from contextlib import redirect_stdout
+
 import pandas as pd
 from safetensors import safe_open
 
@@ -21,6 +23,9 @@ def minutes(run: Run) -> tuple[float, float] | None:
 
     Returns:
         The least and the most minutes to expect; None if the rows are on the Hub.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`helpers.triplets.read_rows`.
     """
     experiment = run.experiment
     if experiment.dataset_on_hub:
@@ -36,10 +41,11 @@ def minutes(run: Run) -> tuple[float, float] | None:
 def _count_texts(experiment: Experiment) -> tuple[int, int]:
     """How many texts all notebooks encode, and how many they train on."""
     kept = TripletFilter(experiment)
-    for row in read_rows(experiment):
-        kept.add(row)
-        if kept.is_full:
-            break
+    with redirect_stdout(None):  # notebook 2 says which columns are read
+        for row in read_rows(experiment):
+            kept.add(row)
+            if kept.is_full:
+                break
     held_out = experiment.num_dev + experiment.num_test
     passages = len({row["positive"] for row in kept.rows})
     queries = len({row["query"] for row in kept.rows} - {None}) - held_out

@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     from nbclient.exceptions import CellExecutionError, DeadKernelError
 
     from helpers.execution import run_notebook
+    from helpers.forecast import agreement, minutes
     from helpers.hub import HubError
     from helpers.runs import current_choice, short, start_run
 
@@ -42,14 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ["MATRYOSHKA_PRESET"] = given.preset  # what is typed counts
     try:
         run = start_run(given.preset)
+        expected = minutes(run) if chosen == NOTEBOOKS else None
     except (ValueError, FileNotFoundError, HubError) as error:
         parser.error(str(error))
-    if chosen == NOTEBOOKS:
-        from helpers.forecast import agreement, minutes
-
-        if expected := minutes(run):
-            low, high = expected
-            print(f"All six notebooks may take {low:.0f} to {high:.0f} minutes on this machine.")
+    if expected:
+        low, high = expected
+        print(f"All six notebooks may take {low:.0f} to {high:.0f} minutes on this machine.")
     begin = time.monotonic()
     for name in chosen:
         target = run.folder / "notebooks" / f"{name}.ipynb"

@@ -123,7 +123,8 @@ def finished(tmp_path, runs):
             cell.outputs = [new_output("stream", text=f"{number}: run {run.id}")]
         nbformat.write(done, run.folder / "notebooks" / f"{name}.ipynb")
     (root / "results").mkdir()
-    GPU.to_csv(root / "results" / "gpu.csv", index=False)
+    for name, table in (("gpu", GPU), ("minutes", MINUTES)):
+        table.to_csv(root / "results" / f"{name}.csv", index=False)
     marks = (f"<!-- {name}: {end} -->" for name in ("results", "map") for end in ("start", "end"))
     (root / "README.md").write_text("before\n{}\nold\n{}\n{}\nold\n{}\nafter\n".format(*marks))
     return run, root
@@ -220,7 +221,7 @@ def test_a_readme_without_a_place_for_the_tables_stops_it(finished):
     (root / "README.md").write_text("nothing here")
     with pytest.raises(ValueError, match=r"README\.md has no place for the map"):
         publish(run, root)
-    assert [*(root / "results").iterdir()] == [root / "results" / "gpu.csv"]
+    assert {path.name for path in (root / "results").iterdir()} == {"gpu.csv", "minutes.csv"}
 
 
 # --- Looking at what is published ---

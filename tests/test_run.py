@@ -171,6 +171,15 @@ def test_a_model_that_the_hub_lacks_is_an_error_without_traceback(hub, seen, tmp
     assert "owner/nothing" in capsys.readouterr().err
 
 
+def test_a_file_without_the_named_column_is_an_error_before_anything_runs(seen, tmp_path, capsys):
+    (tmp_path / "mine.toml").write_text('preset = "smoke"\ndataset = "faq.csv"\n')
+    (tmp_path / "faq.csv").write_text("question,answer\na,b\n")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "mine.toml")])
+    assert "no column 'query' or 'anchor'; it has 'question'" in capsys.readouterr().err
+    assert not seen
+
+
 def test_help_names_presets_and_notebooks(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])

@@ -71,4 +71,4 @@ def test_one_encoding_scores_as_the_stock_evaluators_do(run, monkeypatch):
 
 def test_a_run_without_data_is_refused_with_what_to_do(runs, capsys):
     assert command("", speed.time_all, ["smoke"]) == 1
-    assert "Run notebooks/02_data.ipynb first" in capsys.readouterr().err
+    assert "Run the notebooks up to 02_data first" in capsys.readouterr().err

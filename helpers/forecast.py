@@ -9,7 +9,7 @@ from helpers.config import ROOT, Experiment
 from helpers.device import product_speed
 from helpers.runs import Run
 from helpers.sources import model_folder
-from helpers.triplets import TripletFilter, read_rows
+from helpers.triplets import TripletFilter, read_rows, refuse_labels
 
 OVERHEAD = 1.0  # minutes of all that isn't the model's work
 EFFICIENCY = 0.45  # of the model's work, compared with one large product of matrices
@@ -25,7 +25,7 @@ def minutes(run: Run) -> tuple[float, float] | None:
         The least and the most minutes to expect; None if the rows are on the Hub.
 
     Raises:
-        ValueError, FileNotFoundError: as :func:`helpers.triplets.read_rows`.
+        ValueError, FileNotFoundError: as :func:`helpers.triplets.read_rows`; or rows have labels.
     """
     experiment = run.experiment
     if experiment.dataset_on_hub:
@@ -46,6 +46,7 @@ def _count_texts(experiment: Experiment) -> tuple[int, int]:
             kept.add(row)
             if kept.is_full:
                 break
+    refuse_labels(kept)
     held_out = experiment.num_dev + experiment.num_test
     passages = len({row["positive"] for row in kept.rows})
     queries = len({row["query"] for row in kept.rows} - {None}) - held_out

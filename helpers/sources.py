@@ -41,7 +41,7 @@ def resolve(experiment: Experiment, commits: dict[str, str]) -> Experiment:
         changes["model_revision"] = _commit(*asked, lambda *at: fetch_model(*at).name, commits)
     for name, revision in changes.items():
         given, source = getattr(experiment, name), getattr(experiment, name.split("_")[0])
-        if given is not None and Path(source).exists() and given != revision:
+        if given not in (None, revision) and Path(source).is_absolute():  # a reader's own
             raise ValueError(
                 f"{name} is {given!r}, but {source} has the SHA-256 {revision}: it isn't what you "
                 "named, or has changed"

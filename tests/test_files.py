@@ -292,7 +292,7 @@ def beir(folder, qrels="qrels", queries="queries.jsonl"):
     (folder / qrels).mkdir()
     head = "query-id\tcorpus-id\tscore\n"
     (folder / qrels / "test.tsv").write_text(head + "q1\t1\t1\nq0\t2\t-1\nq7\t1\t1\n")
-    (folder / qrels / "train.tsv").write_text(head + "q0\t0\t2\nq0\t1\t1\nq2\t3\t0\n")
+    (folder / qrels / "train.tsv").write_text(head + "q0\t0\t2\nq0\t1\t1\nq2\t3\t0\nq3\t4\thigh\n")
     return folder
 
 
@@ -313,6 +313,7 @@ def test_a_collection_in_beirs_layout_is_read_as_texts(tmp_path, names):
     assert {(row.place, row.fault) for row in rows if row.fault} == {
         ("test.tsv line 3", "a score of 0 or below, so no answer"),
         ("train.tsv line 4", "a score of 0 or below, so no answer"),
+        ("train.tsv line 5", "a score that is no number"),
         ("test.tsv line 4", "no text has this id"),
         ("corpus.jsonl line 7", "not valid JSON"),
     }

@@ -1,0 +1,279 @@
+"""Does the verdict hold elsewhere? ``python -m tools.replicate minilm_docstrings mpnet_wikipedia``.
+
+A setting is a model and a kind of text: a ``.toml`` file in ``tools/settings/``, or the preset. In
+each, a few recipes of the study are trained, and scored in more ways than there: also as signs,
+after a rerank, and on texts of other settings. Each setting starts from a run of it that has
+notebooks 1 to 3 done, ``minilm_wikipedia`` from a whole run, whose models it takes. What is scored
+is kept in ``results/trainings/``: commit it. At the end, or without a name, the tables and the
+figure are written from what is kept: ``results/settings*``.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+from matplotlib.figure import Figure
+from sentence_transformers import SentenceTransformer
+from transformers.utils.logging import disable_progress_bar
+
+from helpers.compare import bm25_ranking, paired_difference, svd_rotation
+from helpers.config import ROOT, Experiment
+from helpers.metrics import evaluate_ranking, evaluate_truncated, prefix
+from helpers.models import encode_passages, encode_queries, load_model
+from helpers.plots import metric_name, use_style
+from helpers.runs import Run, short, start_run
+from helpers.search import rerank, search
+from helpers.triplets import RetrievalData
+from tools.bits import round_passages
+from tools.recipes import make_loss, recipe_of, start_model, train_recipe
+from tools.report import write_report
+from tools.study import SEEDS, Idea, Scores, Study, keep, read_kept
+
+SHORTLIST = 100
+Texts = tuple[list[str], list[set[int]], list[str]]  # queries, their qrels, passages
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A model and a kind of text.
+
+    Attributes:
+        title: What people call it.
+        choice: The preset or ``.toml`` file of its run.
+        seeds: For each recipe those it is trained with.
+        others: Settings on whose test queries the first seed is scored, too; without any, it
+            isn't scored on the second collection either.
+        rates: Learning rates, of which dev chooses the best for "mnrl" at full size, with the
+            first seed; empty for the run's own.
+        trained: Whether the models are the run's own, those of notebook 4.
+    """
+
+    title: str
+    choice: str
+    seeds: dict[str, tuple[int, ...]]
+    others: tuple[str, ...] = ()
+    rates: tuple[float, ...] = ()
+    trained: bool = False
+
+
+def _toml(name: str) -> str:
+    return str(Path(__file__).with_name("settings") / f"{name}.toml")
+
+
+ONCE, THRICE = (dict.fromkeys(("mnrl", "tuned"), seeds) for seeds in (SEEDS[:1], SEEDS))
+SETTINGS = {
+    "minilm_wikipedia": Setting(
+        "MiniLM, Wikipedia", "wikipedia", ONCE, ("minilm_docstrings",), trained=True
+    ),
+    "minilm_docstrings": Setting(
+        "MiniLM, docstrings",
+        _toml("minilm_docstrings"),
+        THRICE | {"matryoshka_short": SEEDS},
+        ("minilm_wikipedia",),
+    ),
+    "mpnet_wikipedia": Setting(
+        "MPNet, Wikipedia",
+        _toml("mpnet_wikipedia"),
+        THRICE | {"matryoshka_short": SEEDS[:1]},
+        ("minilm_docstrings",),
+        rates=(2e-5, 5e-5),
+    ),
+    "minilm_wikipedia_3200": Setting(
+        "MiniLM, Wikipedia, 3,200 rows", _toml("minilm_wikipedia_3200"), ONCE
+    ),
+    "minilm_wikipedia_1000": Setting(
+        "MiniLM, Wikipedia, 1,000 rows", _toml("minilm_wikipedia_1000"), ONCE
+    ),
+}
+
+
+def every_way(
+    queries: torch.Tensor,
+    passages: torch.Tensor,
+    qrels: Sequence[Collection[int]],
+    dims: Sequence[int],
+    small: int,
+    k: int,
+) -> pd.DataFrame:
+    """Score embeddings in every way that the tables show, query by query.
+
+    The column ``way`` says how: "float32" at each of ``dims``; "signs" of all dimensions, with the
+    query in float32; "both signs", the query as signs, too; "int8", passages of ``small``
+    dimensions in 8 bits; "rerank", the best 100 of these at full size.
+    """
+    full, tables = queries.shape[1], {}
+    found = evaluate_truncated(queries, passages, qrels, dims, k, per_query=True)
+    tables["float32", None] = found[1]
+    signs = round_passages(passages, 1, "sign")
+    found = evaluate_truncated(queries, signs, qrels, [full], k, per_query=True)
+    tables["signs", full] = found[1]
+    # Sums of ones are exact, and many are equal: these rank in the order of the corpus.
+    alike = round_passages(queries, 1, "sign") @ signs.T
+    ranking = alike.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    found = evaluate_ranking(ranking.tolist(), qrels, len(passages), k, per_query=True)
+    tables["both signs", full] = found[1]
+    asked, cut = prefix(queries, small), round_passages(prefix(passages, small), 8, "even")
+    found = evaluate_truncated(asked, cut, qrels, [small], k, per_query=True)
+    tables["int8", small] = found[1]
+    ranking = rerank(queries, passages, search(asked, prefix(cut, small), SHORTLIST), k)
+    found = evaluate_ranking(ranking.tolist(), qrels, len(passages), k, per_query=True)
+    tables["rerank", small] = found[1]
+    return pd.concat(
+        [
+            table.assign(way=way) if dim is None else table.assign(way=way, dim=dim)
+            for (way, dim), table in tables.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def texts_of(study: Study, others: Sequence[Study]) -> dict[str, Texts]:
+    """Return what a model is scored on: dev, test, and with ``others`` their test queries and
+    those of the second collection.
+    """
+
+    def texts(data: RetrievalData, split: str, corpus: list[str]) -> Texts:
+        return *data.split(split), corpus
+
+    corpus = study.data.passages["text"].tolist()
+    found = {split: texts(study.data, split, corpus) for split in ("dev", "test")}
+    elsewhere = {other.run.experiment.name: other.data for other in others}
+    if elsewhere:
+        elsewhere["second"] = study.second
+    for name, data in elsewhere.items():
+        found[name] = texts(data, "test", data.passages["text"].tolist())
+    return found
+
+
+def score(
+    name: str, model: SentenceTransformer, study: Study, run: Run, texts: dict[str, Texts]
+) -> pd.DataFrame:
+    """Score a model, and its rotated twin if its recipe has no rotation, on each of ``texts``."""
+    experiment, rotation, corpora, tables = run.experiment, None, {}, []
+    for split, (queries, qrels, passages) in texts.items():
+        if id(passages) not in corpora:  # dev and test share theirs
+            corpora[id(passages)] = encode_passages(model, passages, run)
+        corpus, asked = corpora[id(passages)], encode_queries(model, queries, run)
+        if split == "dev" and (name == "base" or not experiment.rotate):
+            rotation = svd_rotation(corpus[study.data.train_passages()])
+        twins = {name: (asked, corpus)}
+        if rotation is not None:
+            twins[f"{name}_rotated"] = asked @ rotation, corpus @ rotation
+        for label, (q, p) in twins.items():
+            found = every_way(q, p, qrels, study.dims(), experiment.small_dim, experiment.k)
+            tables.append(found.assign(recipe=label, split=split))
+    return pd.concat(tables, ignore_index=True)
+
+
+def score_untrained(study: Study, texts: dict[str, Texts]) -> tuple[pd.DataFrame, float]:
+    """Score BM25, the base model and that rotated; also return how much the first dimensions hold.
+
+    That is the share of the squared length of the base model's training passages which
+    ``small_dim`` rotated dimensions have.
+    """
+    k, small = study.run.experiment.k, study.run.experiment.small_dim
+    tables = [score("base", load_model(study.run), study, study.run, texts)]
+    for split, (queries, qrels, passages) in texts.items():
+        ranking = bm25_ranking(queries, passages, k)
+        found = evaluate_ranking(ranking, qrels, len(passages), k, per_query=True)[1]
+        tables.append(found.assign(way="words", recipe="bm25", split=split))
+    base = study.run.load("base.safetensors")["passages"][study.data.train_passages()]
+    held = (base @ study.rotation[:, :small]).square().sum() / base.square().sum()
+    return pd.concat(tables, ignore_index=True), held.item()
+
+
+@dataclasses.dataclass(frozen=True)
+class Replication:
+    """A setting's study, and what is kept of it."""
+
+    name: str
+    setting: Setting
+    study: Study
+    others: list[Study]
+
+    @classmethod
+    def of(cls, name: str) -> "Replication":
+        """Read what the notebooks made of a setting, and of those it is also scored on."""
+        setting, made = SETTINGS[name], {}
+        for each in (name, *setting.others):
+            made[each] = Study.of(start_run(SETTINGS[each].choice, typed=True))
+        return cls(name, setting, made[name], [made[other] for other in setting.others])
+
+    def keep_all(self) -> None:
+        """Train and score everything that isn't kept."""
+        self.untrained()
+        rate = self.best_rate()
+        for name, seeds in self.setting.seeds.items():
+            for seed in seeds:
+                self.trained(name, seed, rate)
+
+    def best_rate(self) -> float:
+        """Return the learning rate that is best for "mnrl" on dev."""
+        experiment = self.study.run.experiment
+        if not self.setting.rates:
+            return experiment.learning_rate
+        metric, scores = f"mrr@{experiment.k}", {}
+        for rate in self.setting.rates:
+            found = self.trained("mnrl", SEEDS[0], rate)
+            chosen = (found["split"] == "dev") & (found["recipe"] == "mnrl")
+            chosen &= (found["way"] == "float32") & (found["dim"] == experiment.full_dim)
+            scores[rate] = found.loc[chosen, metric].mean()
+        print(f"{metric} of mnrl on dev, by learning rate: {scores}", flush=True)
+        return max(scores, key=scores.get)
+
+    def untrained(self) -> None:
+        """Score what needs no training, unless it is kept."""
+        about = self.about("base", self.study.run.experiment, self.others)
+        if read_kept(self.path("base"), about):
+            return
+        found, held = score_untrained(self.study, texts_of(self.study, self.others))
+        self._keep("base", about, found, rows=0, held=held)
+
+    def trained(self, name: str, seed: int, rate: float) -> pd.DataFrame:
+        """Train a recipe with one seed and score it, unless its scores are kept."""
+        study, run = self.study, self.study.run
+        recipe = recipe_of(name, run.experiment.replace(learning_rate=rate))
+        recipe = recipe.replace(seed=seed, evals=1)
+        others = self.others if seed == SEEDS[0] else []
+        path = f"{name}-{seed}" + f"-{rate:g}" * bool(self.setting.rates)
+        about = self.about(name, recipe, others)
+        if kept := read_kept(self.path(path), about):
+            return kept.queries
+        print(f"{self.name}: {path}", flush=True)
+        folder = run.path("study") / path
+        own = dataclasses.replace(run, folder=folder, experiment=recipe)
+        if self.setting.trained:
+            model = load_model(run, run.load(name))
+        else:
+            if not own.has("tuned"):
+                model = start_model(own, study.rotation)
+                loss = make_loss(model, recipe)
+                train_recipe(own, model, study.rows, study.dev_scores, loss)
+            model = load_model(own, own.load("tuned"))
+        found = score(name, model, study, own, texts_of(study, others))
+        found = self._keep(path, about, found, rows=len(study.rows), seed=seed, rate=rate)
+        shutil.rmtree(folder, ignore_errors=True)  # its scores are all we need
+        return found
+
+    def path(self, name: str) -> Path:
+        """Return where scores are kept."""
+        return ROOT / "results" / "trainings" / self.name / f"{name}.parquet"
+
+    def about(self, name: str, recipe: Experiment, others: list[Study]) -> dict:
+        """Return what scores depend on besides code and machine, in JSON's types."""
+        found = self.study.about(name, recipe, Idea(of=name).describe(), on_test=True)
+        on = [other.about("base", other.run.experiment, {}, True)["data"] for other in others]
+        return found | {"others": on, "shortlist": SHORTLIST}
+
+    def _keep(self, name: str, about: dict, found: pd.DataFrame, **columns) -> pd.DataFrame:
+        found = found.assign(**columns, machine=str(self.study.run.machine))
+        keep(self.path(name), about, Scores(found, pd.DataFrame()))
+        return found

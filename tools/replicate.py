@@ -10,10 +10,9 @@ figure are written from what is kept: ``results/settings*``.
 
 import argparse
 import dataclasses
-import json
+import itertools
 import shutil
-import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -25,10 +24,10 @@ from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import disable_progress_bar
 
 from helpers.compare import bm25_ranking, paired_difference, svd_rotation
-from helpers.config import ROOT, Experiment
+from helpers.config import PRESETS, ROOT, Experiment
 from helpers.metrics import evaluate_ranking, evaluate_truncated, prefix
 from helpers.models import encode_passages, encode_queries, load_model
-from helpers.plots import metric_name, use_style
+from helpers.plots import STYLE, metric_name, use_style
 from helpers.runs import Run, short, start_run
 from helpers.search import rerank, search
 from helpers.triplets import RetrievalData
@@ -38,6 +37,7 @@ from tools.report import write_report
 from tools.study import SEEDS, Idea, Scores, Study, keep, read_kept
 
 SHORTLIST = 100
+UNTRAINED = -1  # stands for a seed where nothing was trained
 Texts = tuple[list[str], list[set[int]], list[str]]  # queries, their qrels, passages
 
 
@@ -68,6 +68,7 @@ def _toml(name: str) -> str:
     return str(Path(__file__).with_name("settings") / f"{name}.toml")
 
 
+RECIPES = ("mnrl", "tuned", "matryoshka_short")
 ONCE, THRICE = (dict.fromkeys(("mnrl", "tuned"), seeds) for seeds in (SEEDS[:1], SEEDS))
 SETTINGS = {
     "minilm_wikipedia": Setting(
@@ -277,3 +278,201 @@ class Replication:
         found = found.assign(**columns, machine=str(self.study.run.machine))
         keep(self.path(name), about, Scores(found, pd.DataFrame()))
         return found
+
+
+def read_all(folder: Path) -> pd.DataFrame:
+    """Read every score that is kept in a folder, query by query, with the column ``setting``.
+
+    Of the published setting, the scores of trained models in float32 on its own texts are those
+    of the study, which has more seeds. All else is of a whole run: the column ``source`` says it.
+    """
+    tables = []
+    for name, setting in SETTINGS.items():
+        source = "run" if setting.trained else "training"
+        for path in sorted((folder / name).glob("*.parquet")):
+            found = pq.read_table(path).to_pandas().assign(setting=name, source=source)
+            if setting.trained and path.stem != "base":
+                own = found["split"].isin(("dev", "test")) & (found["way"] == "float32")
+                found = found[~own]
+            tables.append(found)
+        if setting.trained:
+            for recipe, seed in itertools.product(RECIPES, SEEDS):
+                found = pq.read_table(folder / setting.choice / f"{recipe}-{seed}.parquet")
+                found = found.to_pandas().rename(columns={"num_rows": "rows"})
+                found = found[found["split"].isin(("dev", "test"))]
+                found = found[found["recipe"].str.removesuffix("_rotated") == recipe]
+                about = {"seed": seed, "way": "float32", "setting": name, "source": "training"}
+                tables.append(found.assign(**about))
+    return pd.concat(tables, ignore_index=True)
+
+
+def best_rates(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Keep the scores of the learning rate that dev has chosen, where there were several."""
+    if "rate" not in scores:
+        return scores
+    chosen = (scores["split"] == "dev") & (scores["recipe"] == "mnrl") & (scores["seed"] == 0)
+    tried = scores[chosen & (scores["way"] == "float32") & (scores["dim"] == _full(scores))]
+    means = tried.groupby(["setting", "rate"])[metric].mean()
+    best = means.groupby("setting").idxmax().map(lambda key: key[1])
+    rate = scores["setting"].map(best)
+    return scores[scores["rate"].isna() | rate.isna() | (scores["rate"] == rate)]
+
+
+def _full(scores: pd.DataFrame) -> pd.Series:
+    """The full size of each row's setting."""
+    return scores.groupby("setting")["dim"].transform("max")
+
+
+def summary(scores: pd.DataFrame) -> pd.DataFrame:
+    """Average over the queries: the columns of ``results/settings.csv``."""
+    keys = ["setting", "recipe", "seed", "split", "way", "dim"]
+    more = ["rows", "rate", "source", "machine"]
+    metrics = [column for column in scores if "@" in column]
+    groups = scores.groupby([*keys, *more], sort=False, dropna=False)
+    means = groups[metrics].mean()
+    return means.assign(queries=groups.size()).reset_index()[[*keys, *metrics, "queries", *more]]
+
+
+def leads(scores: pd.DataFrame, small: int, k: int) -> pd.DataFrame:
+    """Compare recipes on the same queries, setting by setting and seed by seed.
+
+    ``gained`` is how many queries have a right passage first only ``after``, ``lost`` how many
+    only ``before``.
+    """
+    first, rows = f"mrr@{k}", []
+    for (setting, split), part in scores.groupby(["setting", "split"], sort=False):
+        full, seeds = int(part["dim"].max()), sorted(part["seed"].dropna().unique())
+        keys = part[["recipe", "way", "dim", "seed"]].fillna({"seed": UNTRAINED})
+        at = {key: each.sort_values("query") for key, each in part.groupby([*keys.T.values])}
+        for before, after, way, dim, metric in _pairs(small, full, k):
+            for seed in [UNTRAINED] if after.startswith("base") else seeds:
+                old = at.get((before, way, dim, UNTRAINED if before.startswith("base") else seed))
+                new = at.get((after, way, dim, seed))
+                if old is None or new is None:
+                    continue
+                was, now = old[first].to_numpy() == 1, new[first].to_numpy() == 1
+                about = (setting, split, before, after, way, dim, seed, metric)
+                found = paired_difference(old[metric], new[metric])
+                rows.append((*about, *found, (now & ~was).sum(), (was & ~now).sum(), len(was)))
+    columns = ["setting", "split", "before", "after", "way", "dim", "seed", "metric"]
+    table = pd.DataFrame(rows, columns=[*columns, *found._fields, "gained", "lost", "queries"])
+    return table.replace({"seed": {UNTRAINED: None}})
+
+
+def _pairs(small: int, full: int, k: int) -> Iterator[tuple[str, str, str, int, str]]:
+    """What is compared: before, after, way, size and metric."""
+    mrr, recall, ndcg = f"mrr@{k}", f"recall@{k}", f"ndcg@{k}"
+    for dim in (small // 2, small, 2 * small, full):
+        yield "mnrl_rotated", "tuned", "float32", dim, mrr
+    for way, dim in (("signs", full), ("both signs", full), ("int8", small), ("rerank", small)):
+        yield "mnrl_rotated", "tuned", way, dim, mrr
+    for dim in (small // 2, small):
+        yield "matryoshka_short", "tuned", "float32", dim, mrr
+    yield "mnrl", "tuned", "float32", full, recall
+    for before, after in (("base", "base_rotated"), ("mnrl", "mnrl_rotated")):
+        yield before, after, "float32", small, mrr
+    for dim in (small, full):
+        for after in ("mnrl_rotated", "tuned"):
+            yield "base_rotated", after, "float32", dim, ndcg
+
+
+def predictors(means: pd.DataFrame, found: pd.DataFrame, held: dict, small: int, k: int):
+    """What may say beforehand, on dev, where Matryoshka leads, and its mean lead on test."""
+    metric, rows = f"mrr@{k}", []
+    for setting in means["setting"].unique():
+        part = means[(means["setting"] == setting) & (means["split"] == "dev")]
+        full = int(part["dim"].max())
+        at = part.groupby(["recipe", "way", "dim"], dropna=False)[metric].mean()
+        exact = at.xs("float32", level="way")
+        lead = found[(found["setting"] == setting) & (found["split"] == "test")]
+        lead = lead[(lead["before"] == "mnrl_rotated") & (lead["way"] == "float32")]
+        lead = lead[lead["metric"] == metric].groupby("dim")["mean"].mean()
+        rows.append(
+            {
+                "setting": setting,
+                "rows": part["rows"].max(),
+                "bm25": at["bm25"].item(),
+                "base": exact["base", full],
+                "squared_length_held": held[setting],
+                "plain_kept": exact["mnrl", small] / exact["mnrl", full],
+                "rotated_kept": exact["mnrl_rotated", small] / exact["mnrl", full],
+                f"lead_at_{small // 2}": lead[small // 2],
+                f"lead_at_{small}": lead[small],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def draw_leads(found: pd.DataFrame, dims: Sequence[int], metric: str) -> Figure:
+    """Draw tuned's lead over the rotated control on test: a row for each setting and seed."""
+    use_style()
+    shown = found[(found["split"] == "test") & (found["way"] == "float32")]
+    shown = shown[(shown["before"] == "mnrl_rotated") & (shown["after"] == "tuned")]
+    shown = shown[(shown["metric"] == metric) & shown["dim"].isin(dims)]
+    figure, panels = plt.subplots(1, len(dims), figsize=(8.4, 4.4), sharex=True, sharey=True)
+    places, ticks = {}, {}
+    height = 0.0
+    for setting in (name for name in SETTINGS if name in {*shown["setting"]}):
+        seeds = sorted(shown.loc[shown["setting"] == setting, "seed"].unique())
+        for seed in seeds:
+            places[setting, seed] = height
+            height -= 1
+        ticks[SETTINGS[setting].title] = height + (len(seeds) + 1) / 2
+        height -= 0.8
+    for axes, dim in zip(panels, dims, strict=True):
+        axes.axvline(0, color="#444444", linewidth=1)
+        for setting, part in shown[shown["dim"] == dim].groupby("setting", sort=False):
+            heights = [places[setting, seed] for seed in part["seed"]]
+            ends = [part["mean"] - part["low"], part["high"] - part["mean"]]
+            colour = STYLE["tuned"][1] if setting == next(iter(SETTINGS)) else "#444444"
+            axes.errorbar(part["mean"], heights, xerr=ends, fmt="o", markersize=4, color=colour)
+            mean = part["mean"].mean()
+            axes.annotate(
+                f"{mean:+.3f}",
+                (1, sum(heights) / len(heights)),
+                xycoords=axes.get_yaxis_transform(),
+                xytext=(-2, 0),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                color=colour,
+            )
+        axes.set_title(f"at {dim} dimensions")
+        axes.set_yticks([*ticks.values()], [*ticks])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+    figure.supxlabel(f"tuned minus the rotated control, test {metric_name(metric)}", fontsize=11)
+    low, high = panels[0].get_xlim()
+    panels[0].set_xlim(low, high + (high - low) * 0.3)  # room for the means
+    figure.tight_layout()
+    return figure
+
+
+def write(folder: Path = ROOT / "results") -> list[Path]:
+    """Write the tables and the figure from all that is kept; return what was written."""
+    experiment = PRESETS["wikipedia"]
+    small, k = experiment.small_dim, experiment.k
+    scores = best_rates(read_all(folder / "trainings"), f"mrr@{k}")
+    tables = {"settings": summary(scores), "settings_leads": leads(scores, small, k)}
+    base = scores[scores["recipe"] == "base"].drop_duplicates("setting")
+    held = base.set_index("setting")["held"].to_dict()
+    tables["settings_predictors"] = predictors(*tables.values(), held, small, k)
+    written = []
+    for name, table in tables.items():
+        whole = {column: "Int64" for column in ("dim", "seed", "rows") if column in table}
+        written.append(folder / f"{name}.csv")
+        table.astype(whole).round(6).to_csv(written[-1], index=False)
+    figure = draw_leads(tables["settings_leads"], (small // 2, small), f"mrr@{k}")
+    written.append(folder / "settings.png")
+    figure.savefig(written[-1], dpi=160, bbox_inches="tight")
+    return [*written, write_report(folder)]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tools.replicate", description=__doc__)
+    parser.add_argument("settings", nargs="*", choices=[*SETTINGS, []], metavar="SETTING")
+    disable_progress_bar()
+    for name in parser.parse_args().settings:
+        Replication.of(name).keep_all()
+    for path in write():
+        print(short(path))

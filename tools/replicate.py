@@ -35,6 +35,7 @@ from tools.bits import round_passages
 from tools.recipes import make_loss, recipe_of, start_model, train_recipe
 from tools.report import write_report
 from tools.study import SEEDS, Idea, Scores, Study, keep, read_kept
+from tools.transfer import VERSION
 
 SHORTLIST = 100
 UNTRAINED = -1  # stands for a seed where nothing was trained
@@ -49,8 +50,8 @@ class Setting:
         title: What people call it.
         choice: The preset or ``.toml`` file of its run.
         seeds: For each recipe those it is trained with.
-        others: Settings on whose test queries the first seed is scored, too; without any, it
-            isn't scored on the second collection either.
+        others: Settings on whose test queries the first seed is scored, too, besides the second
+            collection; None for neither.
         rates: Learning rates, of which dev chooses the best for "mnrl" at full size, with the
             first seed; empty for the run's own.
         trained: Whether the models are the run's own, those of notebook 4.
@@ -59,7 +60,7 @@ class Setting:
     title: str
     choice: str
     seeds: dict[str, tuple[int, ...]]
-    others: tuple[str, ...] = ()
+    others: tuple[str, ...] | None = None
     rates: tuple[float, ...] = ()
     trained: bool = False
 
@@ -84,7 +85,7 @@ SETTINGS = {
         "MPNet, Wikipedia",
         _toml("mpnet_wikipedia"),
         THRICE | {"matryoshka_short": SEEDS[:1]},
-        ("minilm_docstrings",),
+        (),
         rates=(2e-5, 5e-5),
     ),
     "minilm_wikipedia_3200": Setting(
@@ -136,9 +137,9 @@ def every_way(
     )
 
 
-def texts_of(study: Study, others: Sequence[Study]) -> dict[str, Texts]:
-    """Return what a model is scored on: dev, test, and with ``others`` their test queries and
-    those of the second collection.
+def texts_of(study: Study, others: Sequence[Study] | None) -> dict[str, Texts]:
+    """Return what a model is scored on: dev, test, and unless ``others`` is None the test queries
+    of those and of the second collection.
     """
 
     def texts(data: RetrievalData, split: str, corpus: list[str]) -> Texts:
@@ -146,9 +147,11 @@ def texts_of(study: Study, others: Sequence[Study]) -> dict[str, Texts]:
 
     corpus = study.data.passages["text"].tolist()
     found = {split: texts(study.data, split, corpus) for split in ("dev", "test")}
-    elsewhere = {other.run.experiment.name: other.data for other in others}
-    if elsewhere:
+    elsewhere = {}
+    if others is not None:
         elsewhere["second"] = study.second
+        for other in others:
+            elsewhere[other.run.experiment.name.removeprefix("minilm_")] = other.data
     for name, data in elsewhere.items():
         found[name] = texts(data, "test", data.passages["text"].tolist())
     return found
@@ -198,15 +201,16 @@ class Replication:
     name: str
     setting: Setting
     study: Study
-    others: list[Study]
+    others: list[Study] | None
 
     @classmethod
     def of(cls, name: str) -> "Replication":
         """Read what the notebooks made of a setting, and of those it is also scored on."""
         setting, made = SETTINGS[name], {}
-        for each in (name, *setting.others):
+        for each in (name, *(setting.others or ())):
             made[each] = Study.of(start_run(SETTINGS[each].choice, typed=True))
-        return cls(name, setting, made[name], [made[other] for other in setting.others])
+        others = None if setting.others is None else [made[other] for other in setting.others]
+        return cls(name, setting, made[name], others)
 
     def keep_all(self) -> None:
         """Train and score everything that isn't kept."""
@@ -243,7 +247,7 @@ class Replication:
         study, run = self.study, self.study.run
         recipe = recipe_of(name, run.experiment.replace(learning_rate=rate))
         recipe = recipe.replace(seed=seed, evals=1)
-        others = self.others if seed == SEEDS[0] else []
+        others = self.others if seed == SEEDS[0] else None
         path = f"{name}-{seed}" + f"-{rate:g}" * bool(self.setting.rates)
         about = self.about(name, recipe, others)
         if kept := read_kept(self.path(path), about):
@@ -268,11 +272,13 @@ class Replication:
         """Return where scores are kept."""
         return ROOT / "results" / "trainings" / self.name / f"{name}.parquet"
 
-    def about(self, name: str, recipe: Experiment, others: list[Study]) -> dict:
+    def about(self, name: str, recipe: Experiment, others: list[Study] | None) -> dict:
         """Return what scores depend on besides code and machine, in JSON's types."""
         found = self.study.about(name, recipe, Idea(of=name).describe(), on_test=True)
-        on = [other.about("base", other.run.experiment, {}, True)["data"] for other in others]
-        return found | {"others": on, "shortlist": SHORTLIST}
+        if others is not None:
+            on = [other.about("base", other.run.experiment, {}, True)["data"] for other in others]
+            found |= {"second": VERSION, "others": on}
+        return found | {"shortlist": SHORTLIST}
 
     def _keep(self, name: str, about: dict, found: pd.DataFrame, **columns) -> pd.DataFrame:
         found = found.assign(**columns, machine=str(self.study.run.machine))
@@ -290,7 +296,7 @@ def read_all(folder: Path) -> pd.DataFrame:
     for name, setting in SETTINGS.items():
         source = "run" if setting.trained else "training"
         for path in sorted((folder / name).glob("*.parquet")):
-            found = pq.read_table(path).to_pandas().assign(setting=name, source=source)
+            found = pq.read_table(path).to_pandas().assign(setting=setting.title, source=source)
             if setting.trained and path.stem != "base":
                 own = found["split"].isin(("dev", "test")) & (found["way"] == "float32")
                 found = found[~own]
@@ -301,7 +307,12 @@ def read_all(folder: Path) -> pd.DataFrame:
                 found = found.to_pandas().rename(columns={"num_rows": "rows"})
                 found = found[found["split"].isin(("dev", "test"))]
                 found = found[found["recipe"].str.removesuffix("_rotated") == recipe]
-                about = {"seed": seed, "way": "float32", "setting": name, "source": "training"}
+                about = {
+                    "seed": seed,
+                    "way": "float32",
+                    "setting": setting.title,
+                    "source": "training",
+                }
                 tables.append(found.assign(**about))
     return pd.concat(tables, ignore_index=True)
 

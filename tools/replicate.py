@@ -216,8 +216,8 @@ class Replication:
         """Train and score everything that isn't kept."""
         self.untrained()
         rate = self.best_rate()
-        for name, seeds in self.setting.seeds.items():
-            for seed in seeds:
+        for seed, (name, seeds) in itertools.product(SEEDS, self.setting.seeds.items()):
+            if seed in seeds:
                 self.trained(name, seed, rate)
 
     def best_rate(self) -> float:

@@ -159,7 +159,7 @@ def publish(run: Run, root: Path = ROOT) -> list[Path]:
         text = readme.read_text(encoding="utf-8")
         gpu, minutes = (pd.read_csv(root / "results" / f"{t}.csv") for t in ("gpu", "minutes"))
         seconds = tables[f"{name}_seconds"]
-        files[readme] = renew_readme(text, tables[name], seconds, gpu, minutes)
+        files[readme] = renew(text, "map", map_section(seconds, gpu, minutes))
     for stem, table in tables.items():
         if "dim" in table:  # BM25 has none, so pandas would write fractions
             table = table.astype({"dim": "Int64"})
@@ -193,21 +193,11 @@ def _write(files: dict[Path, str]) -> list[Path]:
     return [*files]
 
 
-def renew_readme(
-    text: str,
-    results: pd.DataFrame,
-    seconds: pd.DataFrame,
-    gpu: pd.DataFrame,
-    minutes: pd.DataFrame,
-) -> str:
-    """Renew two tables in the text of README.md: the map of the notebooks, and the results.
+def map_section(seconds: pd.DataFrame, gpu: pd.DataFrame, minutes: pd.DataFrame) -> str:
+    """Write what README.md shows of the notebooks: their takeaways, and how long they take.
 
-    Each is between two lines, such as ``<!-- map: start -->`` and ``<!-- map: end -->``. The map's
-    last column is of the card in ``gpu``, as in ``results/gpu.csv``. What it says of machines
+    The last column is of the card in ``gpu``, as in ``results/gpu.csv``. What it says of machines
     without bf16 is from ``minutes``, as in ``results/minutes.csv``.
-
-    Raises:
-        ValueError: such a line is missing.
     """
     names, each = [*seconds["notebook"], None], [*(seconds["seconds"] / 60)]
     slow = minutes.loc[minutes["precision"] == "float32", "minutes"]
@@ -219,22 +209,10 @@ def renew_readme(
         "on a GPU": [*timed.set_index("what")["value"][names[:-1]], timed["value"].sum()],
     }
     forms = {"minutes": "{:.1f}", "on a GPU": "{:.1f}"}
-    first, metric = results.iloc[0], next(name for name in results if name.startswith("mrr@"))
-    sections = {
-        "map": f"""{markdown(pd.DataFrame(columns), 2, **forms)}
+    return f"""{markdown(pd.DataFrame(columns), 2, **forms)}
 
 Measured on {seconds["machine"][0]}, and on {timed["device"].iloc[0]}. Two cores without bf16 took
-{slow.min():.0f} to {slow.max():.0f} minutes.""",
-        "results": f"""{markdown_table(results[results["model"].isin(SHOWN)], metric)}
-
-{first["num_queries"]:,} test queries on {first["num_passages"]:,} passages, one training.""",
-    }
-    for name, section in sections.items():
-        start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
-        if start not in text or end not in text:
-            raise ValueError(f"README.md has no place for the {name}: add {start} and {end}")
-        text = f"{text.partition(start)[0]}{start}\n{section}\n{end}{text.partition(end)[2]}"
-    return text
+{slow.min():.0f} to {slow.max():.0f} minutes."""
 
 
 def check(root: Path = ROOT) -> list[str]:

@@ -28,12 +28,12 @@ from helpers.config import PRESETS, ROOT, Experiment
 from helpers.metrics import evaluate_ranking, evaluate_truncated, prefix
 from helpers.models import encode_passages, encode_queries, load_model
 from helpers.plots import STYLE, metric_name, use_style
-from helpers.runs import Run, short, start_run
+from helpers.runs import Run, atomic_write, short, start_run
 from helpers.search import rerank, search
 from helpers.triplets import RetrievalData
 from tools.bits import round_passages
 from tools.recipes import make_loss, recipe_of, start_model, train_recipe
-from tools.report import write_report
+from tools.report import renew, settings_section, write_report
 from tools.study import SEEDS, Idea, Scores, Study, keep, read_kept
 from tools.transfer import VERSION
 
@@ -476,7 +476,12 @@ def write(folder: Path = ROOT / "results") -> list[Path]:
     figure = draw_leads(tables["settings_leads"], (small // 2, small), f"mrr@{k}")
     written.append(folder / "settings.png")
     figure.savefig(written[-1], dpi=160, bbox_inches="tight")
-    return [*written, write_report(folder)]
+    readme = folder.parent / "README.md"
+    section = settings_section(tables["settings"], tables["settings_leads"])
+    text = renew(readme.read_text(encoding="utf-8"), "settings", section)
+    with atomic_write(readme) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+    return [*written, readme, write_report(folder)]
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def write_report(folder: Path = ROOT / "results") -> Path:
     """Write the README.md of a folder of results, from those of its tables that are there."""
     tables = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
     runs = [name.removesuffix("_seconds") for name in tables if name.endswith("_seconds")]
-    sections = [(_run, run, f"{run}_differences", f"{run}_seconds") for run in runs]
+    sections = [(_settings, "settings", "settings_leads", "settings_predictors")]
+    sections += [(_run, run, f"{run}_differences", f"{run}_seconds") for run in runs]
     sections += [
         (_recipes, "recipes"),
         (_seed_by_seed, "recipes_differences"),
@@ -99,6 +100,123 @@ def _run(results: pd.DataFrame, differences: pd.DataFrame, seconds: pd.DataFrame
         f"Paired differences in {metric_name(metric)}, on the same queries. If the interval "
         "includes zero, we can't call it a difference.",
         markdown(pd.DataFrame(rows, columns=columns), 2, difference="{:+.3f}"),
+    ]
+
+
+def renew(text: str, name: str, section: str) -> str:
+    """Renew what stands in README.md between ``<!-- name: start -->`` and ``<!-- name: end -->``.
+
+    Raises:
+        ValueError: such a line is missing.
+    """
+    start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
+    if start not in text or end not in text:
+        raise ValueError(f"README.md has no place for the {name}: add {start} and {end}")
+    return f"{text.partition(start)[0]}{start}\n{section}\n{end}{text.partition(end)[2]}"
+
+
+def settings_section(scores: pd.DataFrame, leads: pd.DataFrame) -> str:
+    """Write what README.md shows of the settings that have several seeds."""
+    seeds = scores.groupby("setting", sort=False)["seed"].nunique()
+    shown = scores["setting"].isin(seeds[seeds > 1].index)
+    return settings_table(scores[shown], leads, ("bm25", "base", "mnrl_rotated", "tuned"))
+
+
+def settings_table(
+    scores: pd.DataFrame, leads: pd.DataFrame, recipes: Collection[str] = STYLE
+) -> str:
+    """Write test scores of some recipes and tuned's lead over the rotated control by settings.
+
+    Scores are means over the seeds. A lead has the lowest and highest of its seeds in parentheses,
+    and how many of them have a 95% interval without zero.
+    """
+    metric, small = _metric(scores), int(_small(leads))
+    scores = scores[scores["recipe"].isin(recipes)]
+    test = scores[scores["split"] == "test"]
+    settings = test["setting"].unique()
+    test = test.assign(full=test.groupby("setting")["dim"].transform("max"))
+    exact = test[test["way"] == "float32"]
+    full = exact[(exact["dim"] == exact["full"]) & ~exact["recipe"].str.endswith("_rotated")]
+    parts = {
+        "": test[test["way"] == "words"],
+        f" at {small}": exact[exact["dim"] == small],
+        " at full size": full,
+    }
+    rows = {"training rows": test.groupby("setting")["rows"].max().map("{:,.0f}".format)}
+    for said, part in parts.items():
+        means = part.groupby(["recipe", "setting"])[metric].mean().unstack()
+        for recipe in in_order(means.index):
+            rows[_name(recipe) + said] = means.loc[recipe].map("{:.3f}".format, "ignore")
+    control = _of_control(leads, metric)
+    for dim in (small, small // 2):
+        chosen = control[(control["dim"] == dim) & (control["way"] == "float32")]
+        found = {name: _lead(part) for name, part in chosen.groupby("setting")}
+        rows[f"tuned minus control, rotated, at {dim}"] = pd.Series(found)
+    frame = pd.DataFrame(rows).T[settings].fillna("")
+    return markdown(frame.reset_index(names=metric_name(metric)))
+
+
+def _small(leads: pd.DataFrame) -> int:
+    """The prefix that the series is about: the shortest but one that was compared."""
+    return sorted(leads["dim"].unique())[1]
+
+
+def _of_control(leads: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Tuned against the rotated control on test."""
+    chosen = (leads["before"] == "mnrl_rotated") & (leads["after"] == "tuned")
+    return leads[chosen & (leads["split"] == "test") & (leads["metric"] == metric)]
+
+
+def _lead(seeds: pd.DataFrame) -> str:
+    clear = ((seeds["low"] > 0) | (seeds["high"] < 0)).sum()
+    spread = f" ({seeds['mean'].min():+.3f} to {seeds['mean'].max():+.3f})" * (len(seeds) > 1)
+    return f"{seeds['mean'].mean():+.3f}{spread}, {clear} of {len(seeds)} clear"
+
+
+def _settings(scores: pd.DataFrame, leads: pd.DataFrame, predictors: pd.DataFrame) -> list[str]:
+    metric, ndcg = _metric(scores), _metric(scores, "ndcg@")
+    control = _of_control(leads, metric)
+    keys = ["setting", "way", "dim"]
+    found = control.groupby(keys, sort=False).agg(
+        {"mean": "mean", "gained": "sum", "lost": "sum", "queries": "sum"}
+    )
+    for count in ("gained", "lost"):
+        found[count] = 1000 * found[count] / found["queries"]
+    scored = scores[(scores["split"] == "test") & ~scores["way"].isin(["words", "float32"])]
+    ways = scored[scored["recipe"].isin(["mnrl", "mnrl_rotated", "tuned"])]
+    ways = ways.pivot_table(metric, keys, "recipe", sort=False)
+    ways = ways[in_order(ways)].rename(columns=_name)
+    away = scores[~scores["split"].isin(["dev", "test"]) & scores["way"].isin(["words", "float32"])]
+    away = away.assign(size=away["dim"].map("{:.0f}".format).replace("nan", "words"))
+    away = away.pivot_table(ndcg, ["setting", "split", "recipe"], "size", sort=False)
+    return [
+        "## Other models, other texts",
+        "A setting is a model and a kind of text. In each, recipes are trained on its training "
+        "rows and scored on its test queries, as in the published run, with 64 tokens of a text. "
+        "*Clear* counts the seeds whose 95% interval excludes zero; in parentheses are the lowest "
+        "and the highest seed.",
+        "![Tuned's lead over the rotated control, setting by setting](settings.png)",
+        settings_table(scores, leads),
+        f"Tuned's lead over the rotated control in test {metric_name(metric)}, and of 1,000 "
+        "queries how many have a right passage first only with tuned (*gained*) or only with the "
+        "control (*lost*).",
+        markdown(
+            found.drop(columns="queries").reset_index(),
+            2,
+            mean="{:+.3f}",
+            gained="{:.0f}",
+            lost="{:.0f}",
+        ),
+        "With rounded passages, and after a rerank of the 100 best of int8; *both signs* has the "
+        "query as signs, too, and all else has it in float32.",
+        markdown(ways.reset_index(), 2, **dict.fromkeys(ways, "{:.3f}")),
+        f"{metric_name(ndcg)} on texts that nothing was tuned on, of the first seed. *Second* is "
+        "described below; the others are the test queries of another setting.",
+        markdown(away.reset_index(), 3, **dict.fromkeys(away, "{:.3f}")),
+        "What may say beforehand, on dev, where Matryoshka will lead on test: how much of the "
+        "squared length the first 64 rotated dimensions of base hold, and what plain fine-tuning "
+        "keeps at 64, cut or rotated.",
+        markdown(predictors, 1, **dict.fromkeys(predictors.columns[2:], "{:.3f}")),
     ]
 
 

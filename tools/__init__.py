@@ -8,7 +8,6 @@ bits          scores passages of fewer dimensions, of fewer bits a dimension, or
 transfer      makes the second collection, which nothing is trained on
 speed         times training, encoding and evaluation
 search_speed  times ways to search
-diagrams      draws the diagrams of the notebooks
 book          makes web pages of the committed notebooks, as conf.py and book.css say
 
 How to run them, and for how long: CONTRIBUTING.md.

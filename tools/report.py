@@ -317,7 +317,7 @@ def _gpu(measured: pd.DataFrame) -> list[str]:
         "## On a GPU",
         f"The preset `{measured['preset'][0]}`, on "
         + " and on ".join(f"{device} with {those}" for device, those in made_with.items())
-        + ".",
+        + ": older versions than the requirements now ask for.",
         markdown(frame.loc[what.unique()].reset_index()),
     ]
 

@@ -20,10 +20,9 @@ import PIL.Image
 
 from helpers.config import FURTHER, NOTEBOOKS, ROOT
 from helpers.execution import WIDGET
-from helpers.plots import markdown_table
 from helpers.runs import ArtifactError, Run, atomic_write, command_line, short
 from tools import command
-from tools.report import draw_scores, markdown, write_report
+from tools.report import draw_scores, markdown, renew, write_report
 
 SHOWN = ("bm25", "base", "mnrl_rotated", "tuned")
 TAKEAWAYS = {

@@ -41,10 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.reconfigure(errors="replace")  # not every terminal can show every passage
     try:
         run = start_run(given.preset, typed=True)
-        expected = minutes(run) if chosen == NOTEBOOKS else None
+        # It reads the rows, so a file that can't be used is refused before any work.
+        expected = minutes(run) if chosen[:2] == NOTEBOOKS[:2] else None
     except (ValueError, FileNotFoundError, HubError) as error:
         parser.error(str(error))
-    if expected:
+    if expected and chosen == NOTEBOOKS:
         low, high = expected
         print(f"All six notebooks may take {low:.0f} to {high:.0f} minutes on this machine.")
     begin = time.monotonic()

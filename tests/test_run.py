@@ -163,6 +163,20 @@ def test_a_wrong_argument_is_refused_before_anything_runs(runs, seen, capsys, ar
     assert not seen and not runs.exists()
 
 
+@pytest.mark.parametrize("arguments", [[], ["--until", "02_data"]])
+def test_a_file_that_cannot_be_used_is_refused_before_any_notebook(
+    runs, seen, tmp_path, capsys, arguments
+):
+    rows = "".join(f"the question {n},the answer {n},{n % 2}\n" for n in range(40))
+    (tmp_path / "q.csv").write_text(f"query,positive,label\n{rows}")
+    path = tmp_path / "mine.toml"
+    path.write_text('preset = "smoke"\ndataset = "q.csv"\n')
+    with pytest.raises(SystemExit):
+        main([str(path), *arguments])
+    assert "the column 'label' isn't read, and holds 0 and 1" in capsys.readouterr().err
+    assert not seen
+
+
 def test_a_model_that_the_hub_lacks_is_an_error_without_traceback(hub, seen, tmp_path, capsys):
     path = tmp_path / "mine.toml"
     path.write_text('preset = "smoke"\nmodel = "owner/nothing"\n')

@@ -101,19 +101,22 @@ def score_table(frame: pd.DataFrame, caption: str = "", form: str = "{:.3f}") ->
     return table.set_caption(caption).set_table_styles([right])
 
 
+def markdown(frame: pd.DataFrame, texts: int = 1, **forms: str) -> str:
+    """Write a Markdown table: its first columns are texts, ``forms`` say how to write numbers."""
+    rows = [[*frame], ["---"] * texts + ["---:"] * (len(frame.columns) - texts)]
+    for row in frame.itertuples(index=False, name=None):
+        cells = zip(frame, row, strict=True)
+        rows.append(["" if pd.isna(x) else forms.get(n, "{}").format(x) for n, x in cells])
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
 def markdown_table(scores: pd.DataFrame, metric: str) -> str:
     """Write scores, as for :func:`wide`, as a Markdown table, the best of each column in bold."""
     frame = wide(scores, metric)
-    lines = [
-        f"| {metric_name(metric)} | " + " | ".join(map(str, frame.columns)) + " |",
-        "| --- " + "| ---: " * frame.shape[1] + "|",
-    ]
-    for model, row in frame.iterrows():
-        cells = ["" if pd.isna(value) else f"{value:.3f}" for value in row]
-        best = [value == frame[dim].max() for dim, value in row.items()]
-        cells = [f"**{cell}**" if bold else cell for cell, bold in zip(cells, best, strict=True)]
-        lines.append(f"| {look(model)[0]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    cells = frame.map("{:.3f}".format, na_action="ignore")
+    cells = cells.mask(frame == frame.max(), "**" + cells + "**")
+    cells.index = [look(model)[0] for model in frame.index]
+    return markdown(cells.reset_index(names=metric_name(metric)))
 
 
 def lines(

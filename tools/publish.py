@@ -20,9 +20,10 @@ import PIL.Image
 
 from helpers.config import FURTHER, NOTEBOOKS, ROOT
 from helpers.execution import WIDGET
+from helpers.plots import markdown
 from helpers.runs import ArtifactError, Run, atomic_write, command_line, short
 from tools import command
-from tools.report import draw_scores, markdown, renew, write_report
+from tools.report import draw_scores, renew, write_report
 
 SHOWN = ("bm25", "base", "mnrl_rotated", "tuned")
 TAKEAWAYS = {

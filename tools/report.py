@@ -7,7 +7,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers.config import ROOT
-from helpers.plots import STYLE, in_order, lines, markdown_table, metric_name, use_style, wide
+from helpers.plots import (
+    STYLE,
+    in_order,
+    lines,
+    markdown,
+    markdown_table,
+    metric_name,
+    use_style,
+    wide,
+)
 from helpers.runs import atomic_write
 
 
@@ -51,15 +60,6 @@ def write_report(folder: Path = ROOT / "results") -> Path:
     with atomic_write(folder / "README.md") as scratch:
         scratch.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return folder / "README.md"
-
-
-def markdown(frame: pd.DataFrame, texts: int = 1, **forms: str) -> str:
-    """Write a Markdown table: its first columns are texts, ``forms`` say how to write numbers."""
-    rows = [[*frame], ["---"] * texts + ["---:"] * (len(frame.columns) - texts)]
-    for row in frame.itertuples(index=False, name=None):
-        cells = zip(frame, row, strict=True)
-        rows.append(["" if pd.isna(x) else forms.get(n, "{}").format(x) for n, x in cells])
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
 def _seeds_table(scores: pd.DataFrame, start: str) -> str:

@@ -66,6 +66,9 @@ def bm25_ranking(
     Returns:
         ``(num_queries, k)`` row numbers, best first; -1 instead of a passage that shares no word
         with the query.
+
+    >>> bm25_ranking(["cold tea"], ["Iron rusts.", "Tea is served cold."], k=2)
+    array([[ 1, -1]])
     """
     options = {"stopwords": "en", "show_progress": False}
     if _mostly(_UNSPACED, passages):
@@ -104,6 +107,10 @@ def svd_rotation(embeddings: torch.Tensor) -> torch.Tensor:
 
     Returns:
         ``(dim, dim)``, orthogonal: rotate with ``embeddings @ rotation``.
+
+    >>> svd_rotation(torch.tensor([[0.1, 1.0], [-0.1, 2.0]])).abs().round(decimals=1)
+    tensor([[0., 1.],
+            [1., 0.]])
     """
     # The right singular vectors, as eigenvectors: a (dim, dim) problem, however many the texts.
     products = embeddings.double().T @ embeddings.double()

@@ -43,6 +43,12 @@ def evaluate_truncated(
         ValueError: shapes that don't match, no passages or queries, NaN or infinity, a prefix
             that is all zeros, a dimension out of range or twice, ``k`` below 1, a query without
             relevant passages, or a qrel that names no passage.
+
+    >>> passages = [[1.0, 0.0], [0.8, 0.6]]
+    >>> evaluate_truncated([[0.7, 0.7]], passages, [{1}], dims=[1, 2], k=1)
+       dim  mrr@1  recall@1  ndcg@1
+    0    1    0.0       0.0     0.0
+    1    2    1.0       1.0     1.0
     """
     queries = _as_matrix(query_embeddings, "query_embeddings")
     corpus = _as_matrix(corpus_embeddings, "corpus_embeddings")
@@ -107,6 +113,9 @@ def prefix(embeddings: torch.Tensor, dim: int, first_row: int = 0) -> torch.Tens
 
     Raises:
         ValueError: ``dim`` is out of range, or a row's prefix is all zeros.
+
+    >>> prefix(torch.tensor([[3.0, 4.0, 12.0]]), 2)
+    tensor([[0.6000, 0.8000]])
     """
     if not 1 <= dim <= embeddings.shape[1]:
         raise ValueError(f"dim is {dim}: expected 1 to {embeddings.shape[1]}")

@@ -55,6 +55,10 @@ def rerank(
 
     The shortlist is ``(num_queries, length)`` row numbers, -1 for none, which ranks last; all
     else is as for :func:`search`.
+
+    >>> query, corpus = torch.tensor([[1.0, 0.0]]), torch.eye(2)
+    >>> rerank(query, corpus, torch.tensor([[1, 0]]), k=1)
+    tensor([[0]])
     """
     best = []
     for q, rows in zip(queries.split(64), shortlist.split(64), strict=True):
@@ -67,6 +71,9 @@ def overlap(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """Return the share of ``wanted`` that ``found`` holds, row by row, on average.
 
     Both are ``(num_queries, any)`` row numbers of passages; -1 in ``wanted`` isn't counted.
+
+    >>> overlap(torch.tensor([[3, 1]]), torch.tensor([[1, 2]]))
+    0.5
     """
     held = (wanted[:, :, None] == found[:, None, :]).any(dim=2)
     return held[wanted >= 0].double().mean().item()

@@ -206,6 +206,15 @@ class TripletFilter:
         notes: Texts that were changed or aren't used, by what and why.
         places: Where the first few such texts and dropped rows of each kind are.
         unread: Some values of each column that isn't read, as lower-case text.
+
+    >>> kept = TripletFilter(Experiment(name="mine", min_passage_words=1))
+    >>> kept.add({"query": "who wrote this song", "positive": "A composer.", "place": "line 2"})
+    >>> kept.add({"query": "who wrote this song", "positive": "", "place": "line 3"})
+    >>> kept.table()
+                             rows   first
+    what
+    kept: a new query           1
+    dropped: passage empty      1  line 3
     """
 
     def __init__(self, experiment: Experiment):
@@ -507,6 +516,13 @@ def collect(kept: TripletFilter) -> RetrievalData:
     Raises:
         ValueError: too few queries for the splits, or passages to look at ``k`` of them; or rows
             are labelled as right or wrong.
+
+    >>> few = {"num_dev": 10, "num_test": 10, "min_passage_words": 1}
+    >>> kept = TripletFilter(Experiment(name="mine", **few))
+    >>> for number in range(100):
+    ...     kept.add({"query": f"what is number {number}", "positive": f"It is {number}."})
+    >>> collect(kept).queries["split"].value_counts().to_dict()
+    {'train': 80, 'test': 10, 'dev': 10}
     """
     experiment = kept.experiment
     refuse_labels(kept)

@@ -1,18 +1,18 @@
+import doctest
 import re
 import subprocess
 import sys
 
 import pytest
 
+from helpers import compare, metrics, search, triplets
 from helpers.config import ROOT
 
 
-@pytest.mark.parametrize("command", [["check"], ["format", "--check"]])
-def test_ruff(command):
-    done = subprocess.run(
-        [sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout
+@pytest.mark.parametrize("module", [compare, metrics, search, triplets])
+def test_the_examples_in_docstrings_are_right(module):
+    found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert found.attempted and not found.failed
 
 
 def requirements(name):

@@ -14,7 +14,7 @@ from helpers import run as module
 from helpers.config import NOTEBOOKS, PRESETS, ROOT
 from helpers.run import main
 from helpers.runs import start_run
-from tests.test_models import made_by, scored
+from tests.test_sharing import made_by, scored
 
 
 @pytest.fixture(autouse=True)

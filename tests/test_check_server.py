@@ -7,6 +7,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import nbformat
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -16,6 +17,7 @@ from helpers.config import ROOT
 from helpers.models import with_rotation
 from helpers.sharing import check_vectors
 from tests.loopback_hub import tiny_bge
+from tools.serving import measure
 
 SCRIPT = ROOT / "notebooks" / "scripts" / "check_server.py"
 FULL, SMALL, LIMIT = 96, 64, 64  # a token is a letter here: short texts just fit
@@ -196,3 +198,44 @@ def test_what_is_no_such_server_and_no_release_is_said_in_one_line(server, folde
     code, said = check(server, folder)
     assert code == 1 and said.startswith("expected an OpenAI-compatible server at")
     assert said.count("\n") == 1
+
+
+@pytest.fixture
+def cells(server, monkeypatch, folder):
+    """Run cells of the notebook on serving, with what the ones before have made."""
+    notebook = nbformat.read(ROOT / "notebooks" / "going_further" / "serving.ipynb", as_version=4)
+    code = {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "code"}
+    space = {"queries": ["a question"], "small": SMALL, "release": folder}
+
+    def run(first, last):
+        for place, source in code.items():
+            if first <= place <= last:
+                exec(source, space)
+        return space
+
+    monkeypatch.delenv("MATRYOSHKA_VLLM", raising=False)
+    monkeypatch.setenv("MATRYOSHKA_SERVER_URL", server.url)
+    return run
+
+
+def test_the_notebook_asks_a_server_that_runs(cells, server, capsys):
+    served = cells("serving-05", "serving-09")["served"]
+    assert capsys.readouterr().out.endswith("1.000, the length of a vector\n")
+    texts = ["the sea is deep", "a much longer text " * 20]
+    expected = server.model.encode(texts, truncate_dim=SMALL, normalize_embeddings=True)
+    assert served(texts, SMALL).numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_server_that_ends_before_it_answers_stops_the_notebook(cells, monkeypatch, tmp_path):
+    monkeypatch.setenv("MATRYOSHKA_VLLM", sys.executable)  # it has no vLLM, so it ends at once
+    space = cells("serving-00", "serving-00")
+    space["run"] = type("Run", (), {"path": tmp_path.joinpath})
+    with pytest.raises(OSError):
+        cells("serving-05", "serving-09")
+
+
+def test_a_server_is_measured_only_if_there_is_one(monkeypatch):
+    for name in ("MATRYOSHKA_VLLM", "MATRYOSHKA_SERVER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="set MATRYOSHKA_VLLM or MATRYOSHKA_SERVER_URL"):
+        measure(None)

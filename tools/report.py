@@ -50,6 +50,7 @@ def write_report(folder: Path = ROOT / "results") -> Path:
         (_bits, "bits"),
         (_search, "search"),
         (_speed, "speed"),
+        (_serving, "serving"),
         (_gpu, "gpu"),
         (_minutes, "minutes"),
     ]
@@ -306,6 +307,15 @@ def _speed(times: pd.DataFrame) -> list[str]:
         f"One change at a time, timed in turns on {times['machine'][0]}. *Stock* is "
         "sentence-transformers with its defaults, at our batch size; *ratio* is to that.",
         markdown(frame, 2, ratio="{:.2f}"),
+    ]
+
+
+def _serving(measured: pd.DataFrame) -> list[str]:
+    return [
+        "## A server",
+        f"The release of run `{measured['run'][0]}`, served by vLLM, and the same work "
+        f"in-process, on {measured['machine'][0]}. Test MRR is at the size in the last column.",
+        markdown(measured[["what", "how", "value", "unit or size"]], 2, value="{:.3g}"),
     ]
 
 

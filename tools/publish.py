@@ -27,12 +27,11 @@ from tools.report import draw_scores, renew, write_report
 
 SHOWN = ("bm25", "base", "mnrl_rotated", "tuned")
 TAKEAWAYS = {
-    "01_setup": "the first 64 of 384 dimensions can be a usable embedding, if the model is trained "
-    "for it",
+    "01_setup": "the first 64 of 384 dimensions can be an embedding of their own",
     "02_data": "clean triplets and an honest split come before any loss",
     "03_baseline": "three bars to beat, none of which needs training",
     "04_training": "one wrapped loss, hardly any extra time",
-    "05_evaluation": "fine-tuning is the big win; Matryoshka is what remains at 64 and below",
+    "05_evaluation": "fine-tuning is the big win; what Matryoshka adds depends on the texts",
     "06_deployment": "one model, any size: choose bits first, then dimensions, then rerank",
 }
 

@@ -97,7 +97,7 @@ def bm25_ranking(
     return np.array(left)
 
 
-def svd_rotation(embeddings: torch.Tensor) -> torch.Tensor:
+def pca_rotation(embeddings: torch.Tensor) -> torch.Tensor:
     """Return the rotation that puts the directions of most variance first: uncentred PCA.
 
     Rotating changes no full-size cosine similarity, only what a prefix holds.
@@ -108,7 +108,7 @@ def svd_rotation(embeddings: torch.Tensor) -> torch.Tensor:
     Returns:
         ``(dim, dim)``, orthogonal: rotate with ``embeddings @ rotation``.
 
-    >>> svd_rotation(torch.tensor([[0.1, 1.0], [-0.1, 2.0]])).abs().round(decimals=1)
+    >>> pca_rotation(torch.tensor([[0.1, 1.0], [-0.1, 2.0]])).abs().round(decimals=1)
     tensor([[0., 1.],
             [1., 0.]])
     """

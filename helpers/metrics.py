@@ -20,7 +20,7 @@ def evaluate_truncated(
 ):
     """Score retrieval by cosine similarity of the first ``dim`` dimensions of each embedding.
 
-    Each prefix is brought to unit length again first. Passages with equal scores rank in the
+    Each prefix is renormalised first. Passages with equal scores rank in the
     order of the corpus.
 
     Args:
@@ -106,7 +106,7 @@ def evaluate_ranking(
 
 
 def prefix(embeddings: torch.Tensor, dim: int, first_row: int = 0) -> torch.Tensor:
-    """Cut each row to its first ``dim`` dimensions, and bring it to unit length again.
+    """Cut each row to its first ``dim`` dimensions, and renormalise it.
 
     Turns ``(num_rows, full_dim)`` into ``(num_rows, dim)``. ``first_row`` is the number of the
     first row in error messages.

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     from helpers.execution import run_notebook
     from helpers.forecast import agreement, minutes
     from helpers.hub import HubError
-    from helpers.runs import current_choice, short, start_run
+    from helpers.runs import current_choice, display_path, start_run
 
     sys.stdout.reconfigure(errors="replace")  # not every terminal can show every passage
     try:
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         except (CellExecutionError, DeadKernelError) as error:
             message = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
             print(f"\n{name} stopped at a cell that failed:\n{message}")
-            print(f"The notebook, as far as it came: {short(target)}")
+            print(f"The notebook, as far as it came: {display_path(target)}")
             return 1
         except KeyboardInterrupt:
             print("\nInterrupted. The same command goes on from here; finished work is kept.")
@@ -68,8 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{result_to_share(run, run.load('results.csv'))}\n\n{verdict(run)}")
         if chosen == NOTEBOOKS and (compared := agreement(run)):
             print(f"\n{compared}")
-        print(f"\nModel:              {short(run.path('release'))}")
-    print(f"Executed notebooks: {short(run.folder / 'notebooks')}")
+        print(f"\nModel:              {display_path(run.path('release'))}")
+    print(f"Executed notebooks: {display_path(run.folder / 'notebooks')}")
     if current_choice() != run.choice:
         print(
             f"\nNotebooks that you open yourself go on with {current_choice()}. To open this run, "

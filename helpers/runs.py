@@ -55,7 +55,7 @@ def runs_folder() -> Path:
     return ROOT / Path(os.environ.get("MATRYOSHKA_RUNS") or "runs").expanduser()
 
 
-def short(path: Path) -> str:
+def display_path(path: Path) -> str:
     """Write a path for people: relative to the repository if it is inside."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
@@ -179,9 +179,9 @@ def _refuse_another_dataset(before: Experiment, now: Experiment, choice: str) ->
     same_file = now.dataset_is_file and before.dataset_revision == now.dataset_revision
     if not (same_place or same_file):
         raise ValueError(
-            f"{choice}: {short(runs_folder() / now.name)} holds a run on {before.dataset}, which "
-            f'one on {now.dataset} would replace: set another name, such as name = "{now.name}_2", '
-            "or delete that folder"
+            f"{choice}: {display_path(runs_folder() / now.name)} holds a run on {before.dataset}, "
+            f"which one on {now.dataset} would replace: set another name, such as name = "
+            f'"{now.name}_2", or delete that folder'
         )
 
 
@@ -208,7 +208,7 @@ class Run:
     def __str__(self) -> str:
         return (
             f"preset     {self.experiment.name}\n"
-            f"run        {self.id}, kept in {short(self.folder)}\n"
+            f"run        {self.id}, kept in {display_path(self.folder)}\n"
             f"machine    {self.machine}\n"
             f"precision  {self.precision}"
         )
@@ -266,7 +266,7 @@ class Run:
         """
         if problem := self._problem(name):
             how = _how_to_make(self.choice, max(ARTIFACTS[name][1], self.after))
-            raise ArtifactError(f"{short(self.path(name))} {problem}.\n{how}")
+            raise ArtifactError(f"{display_path(self.path(name))} {problem}.\n{how}")
         readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".safetensors": _load_tensors}
         return readers.get(self.path(name).suffix, Path)(self.path(name))
 

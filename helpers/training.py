@@ -24,7 +24,7 @@ from helpers.runs import Run
 from helpers.triplets import own_passages
 
 
-class WholePasses(DefaultBatchSampler):
+class PlannedBatches(DefaultBatchSampler):
     """Batches without equal texts, for all epochs, known before training starts.
 
     An equal text in a batch would be a false negative, so ``NO_DUPLICATES`` of
@@ -66,7 +66,7 @@ def plan_batches(rows: Dataset, recipe: Experiment) -> tuple[partial, int]:
     Raises:
         ValueError: no two rows can share a batch.
     """
-    sampler = partial(WholePasses, epochs=recipe.epochs)
+    sampler = partial(PlannedBatches, epochs=recipe.epochs)
     batches = sampler(rows, recipe.batch_size, drop_last=False, seed=recipe.seed)
     if not len(batches):
         raise ValueError(f"the {len(rows):,} training rows don't hold two whose texts all differ")
@@ -79,7 +79,7 @@ def plan_batches(rows: Dataset, recipe: Experiment) -> tuple[partial, int]:
     return sampler, len(batches)
 
 
-def plumbing(run: Run, name: str, recipe: Experiment, steps: int) -> dict:
+def trainer_defaults(run: Run, name: str, recipe: Experiment, steps: int) -> dict:
     """Return the trainer's arguments that teach nothing: where, on what device, when to log.
 
     Each model, recipe and number format has a folder of checkpoints of its own.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from helpers.compare import bm25_ranking, mean_interval, paired_difference, svd_rotation
+from helpers.compare import bm25_ranking, mean_interval, paired_difference, pca_rotation
 from helpers.metrics import evaluate_truncated
 
 PASSAGES = [
@@ -75,7 +75,7 @@ def test_a_few_words_of_such_a_script_change_nothing():
 def test_the_rotation_is_that_of_a_singular_value_decomposition(num_texts):
     generator = torch.Generator().manual_seed(0)
     texts = torch.randn(num_texts, 16, generator=generator) * torch.linspace(0.1, 3, 16) + 0.5
-    rotation = svd_rotation(texts)
+    rotation = pca_rotation(texts)
     assert torch.allclose(rotation.T @ rotation, torch.eye(16), atol=1e-5)
     expected = torch.linalg.svd(texts.double()).Vh.T[:, : min(num_texts, 16)]
     same = (rotation[:, : expected.shape[1]].double() * expected).sum(dim=0).abs()
@@ -88,7 +88,7 @@ def test_rotating_changes_nothing_at_full_size_and_helps_a_prefix():
     scale = torch.cat([torch.full((8,), 0.01), torch.ones(4)])
     corpus = torch.randn(50, 12, generator=generator) * scale
     queries = corpus + 0.02 * torch.randn(50, 12, generator=generator)
-    rotation, qrels = svd_rotation(corpus), [{i} for i in range(50)]
+    rotation, qrels = pca_rotation(corpus), [{i} for i in range(50)]
     before = evaluate_truncated(queries, corpus, qrels, [4, 12])["mrr@10"]
     after = evaluate_truncated(queries @ rotation, corpus @ rotation, qrels, [4, 12])["mrr@10"]
     assert after[1] == pytest.approx(before[1])

@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from sentence_transformers.util import batch_to_device
 
-from helpers.compare import svd_rotation
+from helpers.compare import pca_rotation
 from helpers.metrics import prefix
 from helpers.models import (
     check_beginnings,
@@ -202,7 +202,7 @@ def test_a_rotation_is_a_layer_that_is_saved_and_comes_back(run, normalised, tmp
     if not normalised:
         del model[-1]
     before = encode_passages(model, TEXTS, run)
-    rotation = svd_rotation(before)
+    rotation = pca_rotation(before)
     after = encode_passages(with_rotation(model, rotation), TEXTS, run)
     assert torch.allclose(after, before @ rotation, atol=1e-5)
     assert isinstance(model[-1], Normalize if normalised else Dense)

@@ -231,7 +231,7 @@ def test_rotated_twins_are_rotated_by_train_passages_of_the_scored_model(
     ready, stand_in, monkeypatch
 ):
     given = []
-    monkeypatch.setattr(study, "svd_rotation", lambda x: (given.append(x), torch.eye(384))[1])
+    monkeypatch.setattr(study, "pca_rotation", lambda x: (given.append(x), torch.eye(384))[1])
     for name in ("mnrl", "tuned"):
         ready.trained(name, Idea(of=name), 0, on_test=False)
     (embeddings,) = given  # the tuned recipe has its rotation already

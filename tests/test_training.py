@@ -36,13 +36,13 @@ from helpers.runs import start_run
 from helpers.seeding import seed_everything
 from helpers.training import (
     DevScores,
+    PlannedBatches,
     Progress,
-    WholePasses,
     is_trained,
     last_checkpoint,
     plan_batches,
-    plumbing,
     train,
+    trainer_defaults,
 )
 
 TOPICS = ("tea", "war", "jazz", "snow", "law", "bread", "chess", "gold")
@@ -92,7 +92,7 @@ def fine_tune(choice: str, *callbacks):
         batch_sampler=sampler,
         prompts=column_prompts(model, ROWS.column_names) or None,
         seed=recipe.seed,
-        **plumbing(run, name, recipe, steps),
+        **trainer_defaults(run, name, recipe, steps),
     )
     trainer = SentenceTransformerTrainer(
         model=model,
@@ -190,7 +190,7 @@ def few_passages(rows: int, passages: int) -> Dataset:
 
 def test_a_pass_holds_every_row_once_and_no_text_twice_in_a_batch():
     rows = few_passages(533, 12)
-    once, twice = (WholePasses(rows, 64, drop_last=False, epochs=epochs) for epochs in (1, 2))
+    once, twice = (PlannedBatches(rows, 64, drop_last=False, epochs=epochs) for epochs in (1, 2))
     assert len(once) == len([*once]) == 45  # batches of 64 would be 9
     for passes, sampler in ((1, once), (2, twice)):
         assert sorted(itertools.chain(*sampler)) == sorted(passes * [*range(533)])
@@ -212,7 +212,7 @@ def test_the_trainer_takes_the_planned_batches_and_each_seed_has_its_own(runs, t
                 per_device_train_batch_size=recipe.batch_size,
                 batch_sampler=sampler,
                 seed=seed,
-                **plumbing(run, "tuned", recipe, steps) | {"eval_strategy": "no"},
+                **trainer_defaults(run, "tuned", recipe, steps) | {"eval_strategy": "no"},
             ),
             train_dataset=rows,
         )
@@ -247,16 +247,16 @@ def test_each_recipe_and_number_format_has_its_own_checkpoints(runs, tiny):
     run, folders = start_run(tiny), set()
     recipe = run.experiment
     for change in ({}, {"learning_rate": 1e-3}, {"seed": 1}, {"matryoshka_dims": (32,)}):
-        folders.add(plumbing(run, "tuned", recipe.replace(**change), 8)["output_dir"])
-    folders.add(plumbing(run, "mnrl", recipe, 8)["output_dir"])
+        folders.add(trainer_defaults(run, "tuned", recipe.replace(**change), 8)["output_dir"])
+    folders.add(trainer_defaults(run, "mnrl", recipe, 8)["output_dir"])
     for precision in ("bf16", "fp16"):
         other = dataclasses.replace(run, experiment=recipe.replace(precision=precision))
-        found = plumbing(other, "tuned", recipe, 8)
+        found = trainer_defaults(other, "tuned", recipe, 8)
         assert (found["bf16"], found["fp16"]) == (precision == "bf16", precision == "fp16")
         folders.add(found["output_dir"])
     assert len(folders) == 7
-    assert plumbing(run, "tuned", recipe.replace(k=5), 8)["output_dir"] in folders
-    assert plumbing(run, "tuned", recipe, 10)["save_steps"] == 3  # four dev scores at most
+    assert trainer_defaults(run, "tuned", recipe.replace(k=5), 8)["output_dir"] in folders
+    assert trainer_defaults(run, "tuned", recipe, 10)["save_steps"] == 3  # four dev scores at most
 
 
 def test_the_newest_whole_checkpoint_is_taken_and_broken_ones_go(tmp_path):

@@ -23,7 +23,7 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar
 
 from helpers.hub import HubError
-from helpers.runs import ArtifactError, Run, short, start_run
+from helpers.runs import ArtifactError, Run, display_path, start_run
 
 Action = Callable[[Run], Iterable[Path]]
 
@@ -44,7 +44,7 @@ def command(
     disable_progress_bar()
     try:
         for path in options.action(start_run(options.preset, typed=True)):
-            print(short(path))
+            print(display_path(path))
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130

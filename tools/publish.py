@@ -21,7 +21,7 @@ import PIL.Image
 from helpers.config import FURTHER, NOTEBOOKS, ROOT
 from helpers.execution import WIDGET
 from helpers.plots import markdown
-from helpers.runs import ArtifactError, Run, atomic_write, command_line, short
+from helpers.runs import ArtifactError, Run, atomic_write, command_line, display_path
 from tools import command
 from tools.report import draw_scores, renew, write_report
 
@@ -66,7 +66,7 @@ def executed_notebooks(
         done = nbformat.read(path, as_version=4) if path.is_file() else None
         if problem := _problem(done, source, run):
             again = command_line(run.choice) + " --further" * (name in FURTHER)
-            raise ArtifactError(f"{short(path)} {problem}; run again: {again}")
+            raise ArtifactError(f"{display_path(path)} {problem}; run again: {again}")
         # The text may have been mended since.
         for cell, ran in zip(code_cells(source), code_cells(done), strict=True):
             cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
@@ -143,7 +143,8 @@ def publish(run: Run, root: Path = ROOT) -> list[Path]:
     trained = tables[name].drop_duplicates("model").set_index("model")["train_seconds"]
     if took["04_training"] <= trained[["mnrl", "tuned"]].sum():
         raise ArtifactError(
-            f"04_training was timed without its trainings; delete {short(run.folder)} and {again}"
+            "04_training was timed without its trainings; "
+            f"delete {display_path(run.folder)} and {again}"
         )
     tables[f"{name}_seconds"] = pd.DataFrame(
         [(name, notebook, value, str(run.machine), run.id) for notebook, value in took.items()],

@@ -21,7 +21,7 @@ from helpers.models import column_prompts, load_model, with_rotation, without_dr
 from helpers.runs import Run
 from helpers.search import mining_limits
 from helpers.seeding import seed_everything
-from helpers.training import Progress, plan_batches, plumbing, train
+from helpers.training import Progress, plan_batches, train, trainer_defaults
 
 # What each recipe changes. MatryoshkaLoss at full size only is the plain ranking loss.
 CHANGES: dict[str, Callable[[Experiment], dict]] = {
@@ -94,7 +94,7 @@ def train_recipe(
         batch_sampler=sampler,
         prompts=column_prompts(model, rows.column_names) or None,
         seed=recipe.seed,
-        **plumbing(run, "tuned", recipe, steps),
+        **trainer_defaults(run, "tuned", recipe, steps),
     )
     trainer = SentenceTransformerTrainer(
         model=model,

@@ -23,12 +23,12 @@ from matplotlib.figure import Figure
 from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import disable_progress_bar
 
-from helpers.compare import bm25_ranking, paired_difference, svd_rotation
+from helpers.compare import bm25_ranking, paired_difference, pca_rotation
 from helpers.config import PRESETS, ROOT, Experiment
 from helpers.metrics import evaluate_ranking, evaluate_truncated, prefix
 from helpers.models import encode_passages, encode_queries, load_model
 from helpers.plots import STYLE, metric_name, use_style
-from helpers.runs import Run, atomic_write, short, start_run
+from helpers.runs import Run, atomic_write, display_path, start_run
 from helpers.search import rerank, search
 from helpers.triplets import RetrievalData
 from tools.bits import round_passages
@@ -167,7 +167,7 @@ def score(
             corpora[id(passages)] = encode_passages(model, passages, run)
         corpus, asked = corpora[id(passages)], encode_queries(model, queries, run)
         if split == "dev" and (name == "base" or not experiment.rotate):
-            rotation = svd_rotation(corpus[study.data.train_passages()])
+            rotation = pca_rotation(corpus[study.data.train_passages()])
         twins = {name: (asked, corpus)}
         if rotation is not None:
             twins[f"{name}_rotated"] = asked @ rotation, corpus @ rotation
@@ -491,4 +491,4 @@ if __name__ == "__main__":
     for name in parser.parse_args().settings:
         Replication.of(name).keep_all()
     for path in write():
-        print(short(path))
+        print(display_path(path))

@@ -25,7 +25,7 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from helpers.compare import bm25_ranking, mean_interval, paired_difference, svd_rotation
+from helpers.compare import bm25_ranking, mean_interval, paired_difference, pca_rotation
 from helpers.config import ROOT, Experiment
 from helpers.metrics import evaluate_ranking, evaluate_truncated, prefix
 from helpers.models import encode_passages, encode_queries, load_model
@@ -201,7 +201,7 @@ class Study:
             data,
             operations_collection(run.experiment),
             Dataset.from_pandas(run.load("triplets.parquet"), preserve_index=False),
-            svd_rotation(base[data.train_passages()]),
+            pca_rotation(base[data.train_passages()]),
             DevScores(*data.split("dev"), data.passages["text"].tolist(), run),
         )
 
@@ -216,7 +216,7 @@ class Study:
         passages = encode_passages(model, self.data.passages["text"], run)
         rotation = None
         if not run.experiment.rotate or name == "base":
-            rotation = svd_rotation(passages[self.data.train_passages()])
+            rotation = pca_rotation(passages[self.data.train_passages()])
         parts = []
         for split in ("dev", "test") if on_test else ("dev",):
             queries, qrels = self.data.split(split)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.compare import bm25_ranking, svd_rotation
+from helpers.compare import bm25_ranking, pca_rotation
 from helpers.config import Experiment
 from helpers.files import beir_files, read_beir
 from helpers.metrics import evaluate_ranking, evaluate_truncated
@@ -153,7 +153,7 @@ def score(run: Run, collection: RetrievalData) -> pd.DataFrame:
         tables.append(evaluate_truncated(asked, corpus, qrels, dims, k).assign(model=name))
         if name != "tuned":
             own = run.load(f"{name}.safetensors")["passages"]
-            rotation = svd_rotation(own[load_data(run).train_passages()])
+            rotation = pca_rotation(own[load_data(run).train_passages()])
             twin = evaluate_truncated(asked @ rotation, corpus @ rotation, qrels, dims, k)
             tables.append(twin.assign(model=f"{name}_rotated"))
     return pd.concat(tables, ignore_index=True)

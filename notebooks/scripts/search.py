@@ -37,7 +37,7 @@ def read_passages(path: Path) -> list[str]:
 
 
 def prefix(embeddings: np.ndarray) -> np.ndarray:
-    """Cut embeddings to their first dimensions, and bring them to unit length again."""
+    """Cut embeddings to their first dimensions, and renormalise them."""
     small = embeddings[:, :DIM].copy()
     faiss.normalize_L2(small)
     return small

@@ -13,7 +13,9 @@ compare    has the controls that need no training, and intervals of differences
 search     searches exactly, reranks a shortlist, and compares what two searches find
 databases  finds a PostgreSQL, or starts one that ends with the notebook
 plots      gives figures and tables one look
-triplets   streams rows, keeps the usable ones, and makes a collection of them
+rows       reads rows of a package, a file or the Hub, one at a time
+triplets   keeps the usable rows, and counts what becomes of the others
+collection makes a corpus, queries and qrels of them, and splits the queries
 models     loads, rotates and encodes with models
 sharing    writes a model for others: files that servers read, its card, and scores to share
 training   has the batches, dev scores and progress that the trainer needs

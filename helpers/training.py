@@ -17,11 +17,11 @@ from sentence_transformers.sentence_transformer.evaluation import SentenceEvalua
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
+from helpers.collection import own_passages
 from helpers.config import Experiment
 from helpers.metrics import evaluate_truncated
 from helpers.models import encode_passages, encode_queries
 from helpers.runs import Run
-from helpers.triplets import own_passages
 
 
 class PlannedBatches(DefaultBatchSampler):

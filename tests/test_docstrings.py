@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from helpers.config import from_toml
-from helpers.triplets import TripletFilter, read_rows
+from helpers.rows import read_rows
+from helpers.triplets import TripletFilter
 from tests.test_style import requirements
 
 SCRIPT = Path(__file__).parents[1] / "notebooks" / "scripts" / "docstrings.py"

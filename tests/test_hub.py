@@ -18,11 +18,13 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense
 
 from helpers import hub as module
+from helpers.collection import collect
 from helpers.config import PRESETS
 from helpers.hub import HubError, dataset_commit, fetch_model, hub_session
 from helpers.models import load_model
+from helpers.rows import hub_rows
 from helpers.runs import open_run, start_run
-from helpers.triplets import TripletFilter, collect, hub_rows
+from helpers.triplets import TripletFilter
 from tests.loopback_hub import tiny_bge, triplet_files
 
 FOREVER = float("inf")

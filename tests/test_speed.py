@@ -5,8 +5,8 @@ import itertools
 import pandas as pd
 import pytest
 
+from helpers.collection import collect
 from helpers.runs import start_run
-from helpers.triplets import collect
 from tests.test_triplets import gather
 from tools import command, speed
 from tools.speed import TrainingStep, medians, rates, time_evaluation, training_variants

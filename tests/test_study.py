@@ -13,10 +13,10 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
+from helpers.collection import RetrievalData, collect
 from helpers.config import PRESETS, ROOT, Experiment
 from helpers.models import encode_passages, load_model
 from helpers.runs import start_run
-from helpers.triplets import RetrievalData, collect
 from tests.test_triplets import gather
 from tools import command, study
 from tools.recipes import make_loss, mine, recipe_of

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from helpers import compare, metrics, search, triplets
+from helpers import collection, compare, metrics, search, triplets
 from helpers.config import ROOT
 
 
-@pytest.mark.parametrize("module", [compare, metrics, search, triplets])
+@pytest.mark.parametrize("module", [collection, compare, metrics, search, triplets])
 def test_the_examples_in_docstrings_are_right(module):
     found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert found.attempted and not found.failed

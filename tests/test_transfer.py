@@ -3,7 +3,7 @@
 import pytest
 
 from helpers.config import PRESETS
-from helpers.triplets import normalise
+from helpers.rows import normalise
 from tests.test_files import beir
 from tools import transfer
 from tools.transfer import beir_collection, operations_collection

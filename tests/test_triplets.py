@@ -10,19 +10,12 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.collection import SPLITS, collect, load_data, own_passages
 from helpers.config import PRESETS, from_toml
+from helpers.rows import hub_rows, normalise, read_rows
 from helpers.runs import ArtifactError, start_run
 from helpers.sources import resolve
-from helpers.triplets import (
-    SPLITS,
-    TripletFilter,
-    collect,
-    hub_rows,
-    load_data,
-    normalise,
-    own_passages,
-    read_rows,
-)
+from helpers.triplets import TripletFilter
 from tests.test_files import beir, write
 
 SMOKE = PRESETS["smoke"]

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import disable_progress_bar
 
+from helpers.collection import RetrievalData
 from helpers.compare import bm25_ranking, paired_difference, pca_rotation
 from helpers.config import PRESETS, ROOT, Experiment
 from helpers.metrics import evaluate_ranking, evaluate_truncated, prefix
@@ -30,7 +31,6 @@ from helpers.models import encode_passages, encode_queries, load_model
 from helpers.plots import STYLE, metric_name, use_style
 from helpers.runs import Run, atomic_write, display_path, start_run
 from helpers.search import rerank, search
-from helpers.triplets import RetrievalData
 from tools.bits import round_passages
 from tools.recipes import make_loss, recipe_of, start_model, train_recipe
 from tools.report import renew, settings_section, write_report

@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from helpers.collection import load_data
 from helpers.config import ROOT
 from helpers.device import median_seconds, read_bandwidth
 from helpers.metrics import evaluate_ranking, prefix
 from helpers.models import encode_queries, load_model
 from helpers.runs import Run, versions
 from helpers.search import overlap
-from helpers.triplets import load_data
 from tools import command
 from tools.bits import rabitq_index
 from tools.report import write_report

@@ -20,13 +20,13 @@ from sentence_transformers.sentence_transformer.evaluation import (
 )
 from sentence_transformers.util import batch_to_device
 
+from helpers.collection import load_data
 from helpers.config import ROOT
 from helpers.device import autocast
 from helpers.metrics import evaluate_truncated
 from helpers.models import encode_passages, encode_queries, load_model, without_dropout
 from helpers.runs import Run, versions
 from helpers.seeding import seed_everything
-from helpers.triplets import load_data
 from tools import command
 from tools.recipes import make_loss
 from tools.report import write_report

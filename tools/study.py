@@ -25,13 +25,13 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
+from helpers.collection import RetrievalData, load_data
 from helpers.compare import bm25_ranking, mean_interval, paired_difference, pca_rotation
 from helpers.config import ROOT, Experiment
 from helpers.metrics import evaluate_ranking, evaluate_truncated, prefix
 from helpers.models import encode_passages, encode_queries, load_model
 from helpers.runs import Run, atomic_write, versions
 from helpers.training import DevScores
-from helpers.triplets import RetrievalData, load_data
 from tools import command
 from tools.bits import ROUNDINGS, score_bits
 from tools.recipes import make_loss, mine, recipe_of, start_model, train_recipe

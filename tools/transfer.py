@@ -18,13 +18,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from helpers.collection import RetrievalData, load_data
 from helpers.compare import bm25_ranking, pca_rotation
 from helpers.config import Experiment
 from helpers.files import beir_files, read_beir
 from helpers.metrics import evaluate_ranking, evaluate_truncated
 from helpers.models import encode_passages, encode_queries, load_model
+from helpers.rows import normalise
 from helpers.runs import Run, start_run
-from helpers.triplets import RetrievalData, load_data, normalise
 
 PACKAGE, VERSION = "botocore", "1.44.5"
 FILE = re.compile(r"botocore/data/(?P<service>[^/]+)/(?P<api>[\d-]+)/(?P<kind>[\w-]+)\.json(\.gz)?")

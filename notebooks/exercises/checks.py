@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from helpers.metrics import prefix
-from helpers.triplets import normalise
+from helpers.rows import normalise
 
 ARGUMENTS, RIGHT = "arguments", "right"  # keys of a case; the others are hints
 

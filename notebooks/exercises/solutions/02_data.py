@@ -2,7 +2,7 @@
 
 import torch
 
-from helpers.triplets import normalise
+from helpers.rows import normalise
 
 
 def leaks(train: list[str], test: list[str]) -> list[str]:

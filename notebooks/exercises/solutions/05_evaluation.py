@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from helpers.triplets import normalise
+from helpers.rows import normalise
 
 
 def interval(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:

@@ -423,19 +423,19 @@ def draw_leads(found: pd.DataFrame, dims: Sequence[int], metric: str) -> Figure:
     figure, panels = plt.subplots(1, len(dims), figsize=(8.4, 4.4), sharex=True, sharey=True)
     places, ticks = {}, {}
     height = 0.0
-    for setting in (name for name in SETTINGS if name in {*shown["setting"]}):
+    for setting in shown["setting"].unique():
         seeds = sorted(shown.loc[shown["setting"] == setting, "seed"].unique())
         for seed in seeds:
             places[setting, seed] = height
             height -= 1
-        ticks[SETTINGS[setting].title] = height + (len(seeds) + 1) / 2
+        ticks[setting] = height + (len(seeds) + 1) / 2
         height -= 0.8
     for axes, dim in zip(panels, dims, strict=True):
         axes.axvline(0, color="#444444", linewidth=1)
         for setting, part in shown[shown["dim"] == dim].groupby("setting", sort=False):
             heights = [places[setting, seed] for seed in part["seed"]]
             ends = [part["mean"] - part["low"], part["high"] - part["mean"]]
-            colour = STYLE["tuned"][1] if setting == next(iter(SETTINGS)) else "#444444"
+            colour = STYLE["tuned"][1]
             axes.errorbar(part["mean"], heights, xerr=ends, fmt="o", markersize=4, color=colour)
             mean = part["mean"].mean()
             axes.annotate(

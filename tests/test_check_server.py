@@ -205,7 +205,7 @@ def cells(server, monkeypatch, folder):
     """Run cells of the notebook on serving, with what the ones before have made."""
     notebook = nbformat.read(ROOT / "notebooks" / "going_further" / "serving.ipynb", as_version=4)
     code = {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "code"}
-    space = {"queries": ["a question"], "small": SMALL, "release": folder}
+    space = {"torch": torch, "queries": ["a question"], "small": SMALL, "release": folder}
 
     def run(first, last):
         for place, source in code.items():

@@ -21,7 +21,7 @@ PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
 OPTIONAL = [ROOT / "notebooks" / f"{name}.ipynb" for name in FURTHER]
 # What each notebook has to show in its own cells, not behind a helper.
 LESSONS = {
-    "01_setup": ["prefix / prefix.norm", "start_run(PRESET)"],
+    "01_setup": ["prefix / prefix.norm", "start_run(PRESET)", "encode_passages(chosen"],
     "02_data": ["load_dataset(", "kept.add(row)", "mine_hard_negatives("],
     "03_baseline": ["1 / rank", "torch.linalg.eigh("],
     "04_training": [

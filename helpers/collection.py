@@ -19,7 +19,7 @@ from helpers.triplets import TripletFilter, refuse_labels
 SPLITS = ("train", "dev", "test")
 _NUMBER = re.compile(r"[\w.:-]*\d[\w.:-]*", re.ASCII)
 # Traces of HTML, and of UTF-8 that was read as Windows-1252.
-_DAMAGED = re.compile(r"&(?:[a-z]{2,8}|#\d+);|</?[a-z]+[ >/]|â€|Ã[\x80-\xbf]", re.IGNORECASE)
+_DAMAGED = re.compile(r"&(?:[a-z]{2,8}|#\d+);|</?[a-z]+[ >/]|â[€\x80]|Ã[\x80-\xbf]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

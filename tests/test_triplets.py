@@ -411,8 +411,9 @@ def test_other_columns_are_no_labels(values):
     assert len(small(rows).queries) == 30
 
 
-def test_what_looks_odd_is_said(capsys):
-    small([*numbered(16), row("a new query", LONG + " &amp; it\u00e2\u20ac\u2122s odd")])
+@pytest.mark.parametrize("odd", ["&amp;", "it\u00e2\u20ac\u2122s", "it\u00e2\x80\x99s"])
+def test_what_looks_odd_is_said(capsys, odd):
+    small([*numbered(16), row("a new query", f"{LONG} {odd}")])
     assert "1 passages hold HTML or broken characters" in (said := capsys.readouterr().out)
     assert "queries" not in said
     small()

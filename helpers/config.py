@@ -24,7 +24,8 @@ NOTEBOOKS = (
     "06_deployment",
 )
 FURTHER = tuple(
-    f"going_further/{name}" for name in ("recipes", "mistakes", "bits", "databases", "serving")
+    f"going_further/{name}"
+    for name in ("recipes", "mistakes", "bits", "databases", "serving", "frozen")
 )
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")  # of readers' own files
 Share = Annotated[float, Field(ge=0, lt=1)]

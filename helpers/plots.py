@@ -18,6 +18,7 @@ STYLE = {
     "base_random": ("base, random dimensions", "#CC79A7", "--"),
     "base": ("base", "#000000", "-"),
     "base_rotated": ("base, rotated", "#E69F00", "--"),
+    "adapter": ("base, with an adapter", "#E69F00", "-"),
     "mnrl": ("plain MNRL", "#56B4E9", "-"),
     "mnrl_rotated": ("plain MNRL, rotated", "#0072B2", "--"),
     "mnrl_rotated_first": ("plain MNRL, rotated first", "#0072B2", ":"),

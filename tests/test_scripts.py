@@ -1,8 +1,10 @@
 """The scripts to copy: each runs as a program, on a tiny model and a few rows."""
 
+import ast
 import json
 import os
 import random
+import re
 import runpy
 import string
 import subprocess
@@ -16,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
+from helpers.metrics import evaluate_truncated
 from tests.loopback_hub import tiny_bge
 
 SCRIPTS = Path(__file__).parents[1] / "notebooks" / "scripts"
@@ -86,6 +89,8 @@ def folder(tmp_path_factory, texts):
     write_model(folder / "model")
     columns = zip(("query", "positive", "negative"), zip(*texts[:70], strict=True), strict=True)
     pq.write_table(pa.table({name: list(column) for name, column in columns}), folder / "t.parquet")
+    passages = [passage for _, passage, _ in texts]
+    pq.write_table(pa.table({"text": [*passages, None]}), folder / "passages.parquet")
     return folder
 
 
@@ -113,20 +118,53 @@ def refusal(folder, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("train_plain.py model", "MODEL TRIPLETS.parquet OUTPUT_FOLDER"),
-        ("train_matryoshka.py model", "MODEL TRIPLETS.parquet OUTPUT_FOLDER"),
+        ("train_plain.py model", "required: triplets, output"),
+        ("train_plain.py model none.parquet out", "expected a .parquet file of triplets, got none"),
+        ("train_plain.py none t.parquet out", "can't load the model none: "),
+        ("train_matryoshka.py model", "required: triplets, output"),
+        ("train_matryoshka.py model none.parquet out", "expected a .parquet file of triplets, got"),
+        ("train_matryoshka.py none t.parquet out", "can't load the model none: "),
+        ("train_recipe.py model", "required: TRIPLETS.parquet, OUTPUT_FOLDER"),
+        (
+            "train_recipe.py model none.parquet out",
+            "expected a .parquet file of triplets, got none",
+        ),
+        (
+            "train_recipe.py model model/modules.json out",
+            "expected a .parquet file of triplets, got",
+        ),
+        ("train_recipe.py model passages.parquet out", "expected a column `query` in passages.par"),
+        ("train_recipe.py model t.parquet out", "expected rows for some batches of 64, got 63"),
+        ("train_recipe.py none t.parquet out --batch-size 8", "can't load the model none: "),
         ("train_many.py model", "required: triplets, output"),
         ("train_many.py model none.parquet out", "expected a .parquet file of triplets, got none"),
         ("train_many.py model t.parquet out --batch-size 99", "expected 99 rows, one batch, got 7"),
+        ("train_many.py none t.parquet out", "can't load the model none: "),
         ("search.py model", "required: passages"),
         ("search.py model none.txt", "expected a .txt or .parquet file of passages, got none.txt"),
         ("search.py model t.parquet", "expected a column `text` in t.parquet, got query, pos"),
+        ("search.py none passages.parquet", "can't load the model none: "),
+        ("search.py model passages.parquet --dim 97", "expected --dim from 1 to 96, got 97"),
+        ("search.py model passages.parquet --dim 0", "expected --dim from 1 to 96, got 0"),
         ("encode_many.py model", "required: input, output"),
         ("encode_many.py model none out", "expected a folder of .parquet files, got none"),
     ],
 )
 def test_wrong_arguments_end_with_a_message(refusal, command, said):
-    assert said in refusal(command)
+    message = refusal(command)
+    assert said in message
+    assert len(message.splitlines()) == 1 or message.startswith("usage: ")
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.py")))
+def test_each_script_says_what_it_is_for(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    said = capsys.readouterr().out
+    first = ast.get_docstring(ast.parse((SCRIPTS / script).read_text(encoding="utf-8")))
+    assert stop.value.code == 0
+    assert said.startswith(f"usage: {script} ") and first.partition("\n")[0] in said
 
 
 def test_processes_that_cannot_train_together_are_refused(refusal, monkeypatch):
@@ -198,7 +236,6 @@ def test_search_finds_the_passage_with_the_words_of_the_query(folder, texts, fil
         (folder / file).write_text("\n".join([*passages, ""]))
         done = run(folder, "search.py", "model", file, texts[7][0], passages[129])
     else:
-        pq.write_table(pa.table({"text": [*passages, None]}), folder / file)
         done = run(folder, "search.py", "model", file, stdin=f"{texts[7][0]}\n\n{passages[129]}\n")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -210,6 +247,44 @@ def test_search_finds_the_passage_with_the_words_of_the_query(folder, texts, fil
     assert [float(line.split()[0]) for line in lines[1:6]] == pytest.approx(
         sorted(scores, reverse=True)[:5], abs=6e-4
     )
+
+
+def test_search_with_fewer_dimensions_has_their_scores(folder, texts):
+    passages = [passage for _, passage, _ in texts]
+    done = run(folder, "search.py", "model", "passages.parquet", texts[7][0], "--dim", "32")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()[1:]
+    model = SentenceTransformer(str(folder / "model"), device="cpu", truncate_dim=32)
+    p, q = (model.encode(x, normalize_embeddings=True) for x in (passages, [texts[7][0]]))
+    scores = (p @ q[0]).argsort()[::-1][:5], np.sort(p @ q[0])[::-1][:5]
+    assert [line.split(maxsplit=1)[1] for line in lines] == [passages[row] for row in scores[0]]
+    assert [float(line.split()[0]) for line in lines] == pytest.approx(scores[1], abs=6e-4)
+
+
+def test_the_recipe_is_trained_scored_next_to_its_control_and_saved(folder, texts):
+    command = ("train_recipe.py", "model", "t.parquet", "recipe", "--batch-size", "8")
+    done = run(folder, *command, "--learning-rate", "0.01")
+    assert done.returncode == 0, done.stderr
+    assert "100%" in done.stderr, "a progress bar"
+    shown = dict(re.findall(r"^(.+?) +MRR@10 (.+)$", done.stdout, re.MULTILINE))
+    assert [*shown] == ["base", "tuned", "plain, rotated"]
+    scores = {name: re.findall(r"([\d.]+) at (\d+)", text) for name, text in shown.items()}
+    assert all([dim for _, dim in found] == ["64", "96"] for found in scores.values())
+    table = pq.read_table(folder / "t.parquet").to_pandas()
+    _, held_out = runpy.run_path(str(SCRIPTS / "train_recipe.py"))["read_rows"](
+        folder / "t.parquet"
+    )
+    corpus = [*table["positive"]]
+    for dim in (64, 96):  # as the saved model is used
+        model = SentenceTransformer(str(folder / "recipe"), device="cpu", truncate_dim=dim)
+        q, p = (model.encode([*x], normalize_embeddings=True) for x in (held_out["query"], corpus))
+        qrels = [{corpus.index(text)} for text in held_out["positive"]]
+        found = evaluate_truncated(q, p, qrels, [dim])["mrr@10"].item()
+        assert found == pytest.approx(
+            float(dict(map(reversed, scores["tuned"]))[str(dim)]), abs=6e-4
+        )
+    assert [type(layer).__name__ for layer in model][2:] == ["Dense", "Normalize"]
+    assert not (folder / "recipe-checkpoints").exists()
 
 
 def write_shard(folder, name, texts):

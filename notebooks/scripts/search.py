@@ -1,9 +1,10 @@
 """Search a file of passages: a shortlist from 64 dimensions, ranked again by all of them.
 
-python search.py MODEL PASSAGES [QUERY ...]
+python search.py MODEL PASSAGES [QUERY ...] [--dim 64]
 
 MODEL is a folder or an id on the Hub. PASSAGES is a .txt file with one passage per line, or a
 .parquet file with a column `text`. Without a QUERY, reads queries from stdin, one per line.
+With --dim the model encodes to its first dimensions only, and nothing else is stored or searched.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from sentence_transformers import SentenceTransformer
 
-DIM, SHORTLIST, TOP = 64, 100, 5
+SMALL, SHORTLIST, TOP = 64, 100, 5
 if sys.platform == "darwin":
     faiss.omp_set_num_threads(1)  # more of them crash there next to torch's
 
@@ -36,9 +37,9 @@ def read_passages(path: Path) -> list[str]:
     return passages or sys.exit(f"expected passages in {path}, got none")
 
 
-def prefix(embeddings: np.ndarray) -> np.ndarray:
-    """Cut embeddings to their first dimensions, and renormalise them."""
-    small = embeddings[:, :DIM].copy()
+def prefix(embeddings: np.ndarray, dim: int) -> np.ndarray:
+    """Cut embeddings to their first ``dim`` dimensions, and renormalise them."""
+    small = embeddings[:, :dim].copy()
     faiss.normalize_L2(small)
     return small
 
@@ -49,12 +50,21 @@ parser = argparse.ArgumentParser(
 parser.add_argument("model")
 parser.add_argument("passages", type=Path)
 parser.add_argument("queries", nargs="*", default=[])
+parser.add_argument("--dim", type=int, help="dimensions to encode to (default: all)")
 args = parser.parse_args()
 
 passages = read_passages(args.passages)
-model = SentenceTransformer(args.model, model_kwargs={"dtype": "float32"})
-full = model.encode_document(passages, normalize_embeddings=True)  # (num_passages, full_dim)
-small = prefix(full)
+try:
+    options = {"truncate_dim": args.dim, "model_kwargs": {"dtype": "float32"}}
+    model = SentenceTransformer(args.model, **options)
+except (OSError, ValueError) as error:
+    sys.exit(f"can't load the model {args.model}: {str(error).splitlines()[0]}")
+full = model.get_embedding_dimension()
+if args.dim is not None and not 1 <= args.dim <= full:
+    sys.exit(f"expected --dim from 1 to {full}, got {args.dim}")
+stored = model.encode_document(passages, normalize_embeddings=True)  # (num_passages, dim)
+dim = args.dim or min(SMALL, stored.shape[1])
+small = prefix(stored, dim)
 int8 = faiss.ScalarQuantizer.QT_8bit  # a byte per dimension
 index = faiss.IndexScalarQuantizer(small.shape[1], int8, faiss.METRIC_INNER_PRODUCT)
 index.train(small)
@@ -63,10 +73,10 @@ index.add(small)
 for query in map(str.strip, args.queries or sys.stdin):
     if not query:
         continue
-    embedding = model.encode_query([query], normalize_embeddings=True)  # (1, full_dim)
-    _, rows = index.search(prefix(embedding), min(SHORTLIST, len(passages)))
+    embedding = model.encode_query([query], normalize_embeddings=True)  # (1, dim)
+    _, rows = index.search(prefix(embedding, dim), min(SHORTLIST, len(passages)))
     shortlist = rows[0]
-    scores = full[shortlist] @ embedding[0]
+    scores = stored[shortlist] @ embedding[0]
     print(query)
     for best in scores.argsort()[::-1][:TOP]:
         print(f"  {scores[best]:.3f}  {passages[shortlist[best]]}", flush=True)

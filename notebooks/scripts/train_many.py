@@ -39,7 +39,10 @@ def train(model_name: str, rows: Dataset, output: str, batch_size: int, processe
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
     )
-    model = SentenceTransformer(model_name, model_kwargs={"dtype": "float32"})
+    try:
+        model = SentenceTransformer(model_name, model_kwargs={"dtype": "float32"})
+    except (OSError, ValueError) as error:
+        sys.exit(f"can't load the model {model_name}: {str(error).splitlines()[0]}")
     loss = losses.MultipleNegativesRankingLoss(model, gather_across_devices=processes > 1)
     full_dim = model.get_embedding_dimension()
     dims = [full_dim, *(dim for dim in (256, 128, 64) if dim < full_dim)]

@@ -1,8 +1,7 @@
-"""Fine-tune a sentence embedding model on a file of triplets.
+"""Fine-tune a sentence embedding model on a file of triplets."""
 
-python THIS_FILE MODEL TRIPLETS.parquet OUTPUT_FOLDER
-"""
-
+import argparse
+import os
 import sys
 
 from datasets import Dataset
@@ -13,15 +12,22 @@ from sentence_transformers.sentence_transformer.training_args import (
     SentenceTransformerTrainingArguments,
 )
 
-if len(sys.argv) != 4:
-    sys.exit(__doc__)
-model_name, triplets, output = sys.argv[1:]
-model = SentenceTransformer(model_name, model_kwargs={"dtype": "float32"})
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("model", help="a folder, or an id on the Hub")
+parser.add_argument("triplets", help="a .parquet file: query, positive, perhaps negatives")
+parser.add_argument("output", help="a folder for the trained model")
+args = parser.parse_args()
+if not os.path.isfile(args.triplets):
+    sys.exit(f"expected a .parquet file of triplets, got {args.triplets}")
+try:
+    model = SentenceTransformer(args.model, model_kwargs={"dtype": "float32"})
+except (OSError, ValueError) as error:
+    sys.exit(f"can't load the model {args.model}: {str(error).splitlines()[0]}")
 loss = losses.MultipleNegativesRankingLoss(model)
 trainer = SentenceTransformerTrainer(
     model=model,
     args=SentenceTransformerTrainingArguments(
-        output_dir=f"{output}-checkpoints",
+        output_dir=f"{args.output}-checkpoints",
         num_train_epochs=1,
         per_device_train_batch_size=64,
         learning_rate=5e-5,
@@ -29,8 +35,8 @@ trainer = SentenceTransformerTrainer(
         batch_sampler=BatchSamplers.NO_DUPLICATES,
         report_to="none",
     ),
-    train_dataset=Dataset.from_parquet(triplets),
+    train_dataset=Dataset.from_parquet(args.triplets),
     loss=loss,
 )
 trainer.train()
-model.save(output)
+model.save(args.output)

@@ -25,7 +25,7 @@ NOTEBOOKS = (
 )
 FURTHER = tuple(
     f"going_further/{name}"
-    for name in ("recipes", "mistakes", "bits", "databases", "serving", "frozen")
+    for name in ("recipes", "mistakes", "bits", "databases", "serving", "frozen", "own_data")
 )
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")  # of readers' own files
 Share = Annotated[float, Field(ge=0, lt=1)]

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterable
-from functools import partial
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -88,17 +87,11 @@ def wide(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def score_table(frame: pd.DataFrame, caption: str = "", form: str = "{:.3f}") -> Styler:
-    """Style scores, as from :func:`wide`, for display, the highest of each column in bold."""
+    """Style scores, as from :func:`wide`, for display."""
     named = frame.rename(index=lambda model: STYLE.get(model, (model,))[0])
     named = named.rename_axis(index=None, columns=None)
-
-    def bold(value: float, best: float) -> str:  # a tag: pages that strip styles keep it
-        return f"<b>{form.format(value)}</b>" if value == best else form.format(value)
-
-    best = named.max()
-    forms = {column: partial(bold, best=best[column]) for column in named}
     right = {"selector": "td, th", "props": "text-align: right"}
-    table = named.style.format(forms, na_rep="").format_index(escape="html")
+    table = named.style.format(form, na_rep="").format_index(escape="html")
     return table.set_caption(caption).set_table_styles([right])
 
 
@@ -112,10 +105,9 @@ def markdown(frame: pd.DataFrame, texts: int = 1, **forms: str) -> str:
 
 
 def markdown_table(scores: pd.DataFrame, metric: str) -> str:
-    """Write scores, as for :func:`wide`, as a Markdown table, the best of each column in bold."""
+    """Write scores, as for :func:`wide`, as a Markdown table."""
     frame = wide(scores, metric)
     cells = frame.map("{:.3f}".format, na_action="ignore")
-    cells = cells.mask(frame == frame.max(), "**" + cells + "**")
     cells.index = [look(model)[0] for model in frame.index]
     return markdown(cells.reset_index(names=metric_name(metric)))
 

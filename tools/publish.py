@@ -2,7 +2,8 @@
 
 Copies the executed notebooks to ``notebooks/``, and tables, figure and times to ``results/``. It
 also renews ``results/README.md`` and the measured tables of README.md. With ``--further``, copies
-the optional notebooks instead. Nothing is copied unless all of it is there and belongs together.
+the optional notebooks instead: of a run on own data that's ``own_data`` and the run's scores, else
+all others. Nothing is copied unless all of it is there and belongs together.
 
 ``python -m tools.publish --check`` needs no run. It reads what is in the repository, prints a line
 for whatever isn't of one run and of the code as it is, and exits with 1 if there is any.
@@ -18,7 +19,7 @@ import nbformat
 import pandas as pd
 import PIL.Image
 
-from helpers.config import FURTHER, NOTEBOOKS, ROOT
+from helpers.config import FURTHER, NOTEBOOKS, PRESETS, ROOT
 from helpers.execution import WIDGET
 from helpers.plots import markdown
 from helpers.runs import ArtifactError, Run, atomic_write, command_line, display_path
@@ -26,6 +27,7 @@ from tools import command
 from tools.report import draw_scores, renew, write_report
 
 SHOWN = ("bm25", "base", "mnrl_rotated", "tuned")
+OWN_DATA = "going_further/own_data"
 TAKEAWAYS = {
     "01_setup": "the first 64 of 384 dimensions can be an embedding of their own",
     "02_data": "clean triplets and an honest split come before any loss",
@@ -176,10 +178,16 @@ def publish_further(run: Run, root: Path = ROOT) -> list[Path]:
     Raises:
         ArtifactError: as :func:`executed_notebooks`.
     """
-    notebooks = executed_notebooks(run, FURTHER, root)
+    own_data = run.experiment.name not in PRESETS
+    names = [name for name in FURTHER if (name == OWN_DATA) == own_data]
+    notebooks = executed_notebooks(run, names, root)
     for notebook in notebooks.values():
         del notebook.metadata["seconds"]
-    return _write(_files(notebooks, root))
+    files = _files(notebooks, root)
+    if own_data:
+        scores = run.load("results.csv").astype({"dim": "Int64"})
+        files[root / "results" / "own_data.csv"] = scores.to_csv(index=False)
+    return _write(files)
 
 
 def _files(notebooks: dict[str, nbformat.NotebookNode], root: Path) -> dict[Path, str]:
@@ -225,11 +233,13 @@ def check(root: Path = ROOT) -> list[str]:
     stems = "wikipedia", "wikipedia_differences", "wikipedia_seconds"
     scores, differences, seconds = (pd.read_csv(results / f"{stem}.csv") for stem in stems)
     run = scores["run"].iloc[0]
+    own_data = pd.read_csv(results / "own_data.csv")["run"].iloc[0]
     texts = {}
     for name in NOTEBOOKS + FURTHER:
         notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
         made_from = notebook.metadata.get("matryoshka", {}).get("code_sha256")
-        problems = output_problems(notebook, run, made_from == code_sha256(notebook))
+        of_this_code = made_from == code_sha256(notebook)
+        problems = output_problems(notebook, own_data if name == OWN_DATA else run, of_this_code)
         found += [f"notebooks/{name}.ipynb {problem}" for problem in problems]
         texts[name] = said(notebook)
     for stem, table in zip(stems, (scores, differences, seconds), strict=True):

@@ -210,7 +210,7 @@ def _settings(scores: pd.DataFrame, leads: pd.DataFrame, predictors: pd.DataFram
         ),
         "With rounded passages, and after a rerank of the 100 best of int8; *both signs* has the "
         "query as signs, too, and all else has it in float32.",
-        markdown(ways.reset_index(), 2, **dict.fromkeys(ways, "{:.3f}")),
+        markdown(ways.reset_index().astype({"dim": int}), 2, **dict.fromkeys(ways, "{:.3f}")),
         f"{metric_name(ndcg)} on texts that nothing was tuned on, of the first seed. *Second* is "
         "described below; the others are the test queries of another setting.",
         markdown(away.reset_index(), 3, **dict.fromkeys(away, "{:.3f}")),

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from helpers.config import Experiment
+from helpers.metrics import Split
 from helpers.rows import normalise
 from helpers.runs import Run
 from helpers.triplets import TripletFilter, refuse_labels
@@ -37,19 +39,24 @@ class RetrievalData:
     queries: pd.DataFrame
     qrels: pd.DataFrame
 
-    def split(self, name: str) -> tuple[list[str], list[set[int]]]:
-        """Return the queries of a split, and for each the ids of its relevant passages."""
+    @cached_property
+    def _own_passages(self) -> list[set[int]]:
+        return own_passages(self.queries["text"], self.passages["text"])
+
+    def split(self, name: str) -> Split:
+        """Return the queries of a split, the passages that answer each, and its own text's id."""
         chosen = self.queries[self.queries["split"] == name]
         relevant = self.qrels.groupby("query")["passage"].agg(set)
-        return chosen["text"].tolist(), relevant.loc[chosen.index].tolist()
+        own = [self._own_passages[query] for query in chosen.index]
+        return Split(chosen["text"].tolist(), relevant.loc[chosen.index].tolist(), own)
 
     def train_passages(self) -> list[int]:
         """The ids of the passages that are relevant to training queries."""
-        return sorted(set().union(*self.split("train")[1]))
+        return sorted(set().union(*self.split("train").qrels))
 
     def known_answers(self) -> str:
         """Say how many test queries have an answer that training has, too; "" if none has."""
-        _, relevant = self.split("test")
+        relevant = self.split("test").qrels
         train = set(self.train_passages())
         if not (known := sum(not train.isdisjoint(wanted) for wanted in relevant)):
             return ""
@@ -88,9 +95,8 @@ class RetrievalData:
         texts = self.passages["text"]
         deck = np.random.default_rng(seed).permutation(texts[self.train_passages()].to_numpy())
         dealt = itertools.cycle(deck)
-        queries, relevant = self.split("train")
-        own = own_passages(queries, texts)
-        wrong = {q: {*texts[[*a, *b]]} for q, a, b in zip(queries, relevant, own, strict=True)}
+        parts = zip(*self.split("train"), strict=True)
+        wrong = {query: {*texts[[*answers, *own]]} for query, answers, own in parts}
         filled = rows.to_dict("records")
         for row in filled:
             for name in [name for name, text in row.items() if not isinstance(text, str)]:

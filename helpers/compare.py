@@ -3,7 +3,7 @@
 import re
 import sys
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -45,12 +45,7 @@ def _in_pairs(text: str) -> str:
     return _UNSPACED.sub(pairs, text)
 
 
-def bm25_ranking(
-    queries: Sequence[str],
-    passages: Sequence[str],
-    k: int = 10,
-    exclude: Sequence[Collection[int]] | None = None,
-) -> np.ndarray:
+def bm25_ranking(queries: Sequence[str], passages: Sequence[str], k: int = 10) -> np.ndarray:
     """Rank passages for each query by BM25 (bm25s's defaults, English stop words).
 
     Scripts without spaces between words, such as Chinese or Thai, are searched by pairs of
@@ -61,7 +56,6 @@ def bm25_ranking(
         queries: Texts, at least one.
         passages: The corpus; a passage's id is its row number.
         k: Passages to return for each query.
-        exclude: For each query, passages to leave out.
 
     Returns:
         ``(num_queries, k)`` row numbers, best first; -1 instead of a passage that shares no word
@@ -82,19 +76,14 @@ def bm25_ranking(
         return np.full((len(queries), k), -1)
     index = bm25s.BM25()
     index.index(words, show_progress=False)
-    exclude = [()] * len(queries) if exclude is None else exclude
-    depth = k + max(map(len, exclude))
-    found = min(depth, len(passages))
     ranking, scores = index.retrieve(
         bm25s.tokenize(queries, return_ids=False, **options),
-        k=found,
+        k=min(k, len(passages)),
         show_progress=False,
         backend_selection="numpy",  # JAX may order equal scores otherwise
     )
     ranking = np.where(scores > 0, ranking.astype(np.int64), -1)
-    ranking = np.pad(ranking, ((0, 0), (0, depth - found)), constant_values=-1)
-    left = [row[~np.isin(row, [*out])][:k] for row, out in zip(ranking, exclude, strict=True)]
-    return np.array(left)
+    return np.pad(ranking, ((0, 0), (0, k - ranking.shape[1])), constant_values=-1)
 
 
 def pca_rotation(embeddings: torch.Tensor) -> torch.Tensor:

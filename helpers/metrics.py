@@ -1,6 +1,7 @@
 """Score retrieval with truncated embeddings: encode once, score every prefix."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -9,14 +10,34 @@ import torch
 BLOCK = 8_000_000  # scores held at a time: about 200 MB while they are compared
 
 
+class Split(NamedTuple):
+    """Queries, and for each of them passages by their row numbers.
+
+    Attributes:
+        queries: Texts.
+        qrels: The passages that answer.
+        exclude: Passages to leave out of the ranking: the query's own text, which would come first.
+    """
+
+    queries: Sequence[str]
+    qrels: Sequence[Collection[int]]
+    exclude: Sequence[Collection[int]]
+
+    def depth(self, k: int) -> int:
+        """Return how many passages to rank, so that ``k`` remain without those left out."""
+        return k + max(map(len, self.exclude), default=0)
+
+
+Qrels = Split | Sequence[Collection[int] | Mapping[int, float]]
+
+
 def evaluate_truncated(
     query_embeddings,
     corpus_embeddings,
-    qrels: Sequence[Collection[int] | Mapping[int, float]],
+    qrels: Qrels,
     dims: Sequence[int],
     k: int = 10,
     per_query: bool = False,
-    exclude: Sequence[Collection[int]] | None = None,
 ):
     """Score retrieval by cosine similarity of the first ``dim`` dimensions of each embedding.
 
@@ -26,12 +47,12 @@ def evaluate_truncated(
     Args:
         query_embeddings: ``(num_queries, full_dim)``, numpy or torch, any float type.
         corpus_embeddings: ``(num_passages, full_dim)``, likewise.
-        qrels: For each query, the row numbers of its relevant passages, or a mapping from row
-            number to gain. Gains of 0 and below mark a passage as not relevant.
+        qrels: A split, or if nothing is to be left out of a ranking, for each query the row
+            numbers of its relevant passages, or a mapping from row number to gain. Gains of 0 and
+            below mark a passage as not relevant.
         dims: Prefix lengths to score.
         k: Passages looked at for each query.
         per_query: Also return the scores of each query.
-        exclude: For each query, row numbers of passages to leave out of its ranking.
 
     Returns:
         A DataFrame with one row for each of ``dims``, in that order, and the columns ``dim``,
@@ -57,6 +78,7 @@ def evaluate_truncated(
             f"query_embeddings have {queries.shape[1]} dimensions, corpus_embeddings "
             f"{corpus.shape[1]}: both must come from one model"
         )
+    exclude = qrels.exclude if isinstance(qrels, Split) else None
     gains = _check_qrels(qrels, len(queries), len(corpus))
     if not len(dims) or len(set(dims)) < len(dims):
         raise ValueError(f"dims is {list(dims)}: expected at least one dimension, and none twice")
@@ -71,7 +93,7 @@ def evaluate_truncated(
 
 def evaluate_ranking(
     ranking: Sequence[Sequence[int]],
-    qrels: Sequence[Collection[int] | Mapping[int, float]],
+    qrels: Qrels,
     num_passages: int,
     k: int = 10,
     per_query: bool = False,
@@ -80,7 +102,8 @@ def evaluate_ranking(
 
     Args:
         ranking: For each query, row numbers of passages, best first; -1 for none.
-        qrels, k, per_query: As for :func:`evaluate_truncated`; longer lists are cut to ``k``.
+        qrels, k, per_query: As for :func:`evaluate_truncated`. Lists are cut to ``k``: those for
+            a split should have :meth:`Split.depth` passages.
         num_passages: Passages in the corpus.
 
     Returns:
@@ -91,9 +114,10 @@ def evaluate_ranking(
             queries, or bad ``qrels`` or ``k``.
     """
     gains = _check_qrels(qrels, len(ranking), num_passages)
+    exclude = qrels.exclude if isinstance(qrels, Split) else [()] * len(ranking)
     ranks = []
-    for number, (row, wanted) in enumerate(zip(ranking, gains, strict=True)):
-        found = [int(passage) for passage in row if passage >= 0]
+    for number, (row, wanted, out) in enumerate(zip(ranking, gains, exclude, strict=True)):
+        found = [int(passage) for passage in row if passage >= 0 and passage not in out]
         if len(set(found)) < len(found):
             raise ValueError(f"ranking of query {number} holds a passage twice")
         if max(found, default=0) >= num_passages:
@@ -148,6 +172,7 @@ def _as_matrix(embeddings, name: str) -> torch.Tensor:
 
 def _check_qrels(qrels, num_queries: int, num_passages: int) -> list[dict[int, float]]:
     """Each query's relevant passages with their gains, checked."""
+    qrels = qrels.qrels if isinstance(qrels, Split) else qrels
     if len(qrels) != num_queries:
         raise ValueError(f"qrels are for {len(qrels)} queries, but there are {num_queries}")
     if not num_queries:

@@ -378,7 +378,7 @@ def verdict(run: Run) -> str:
         f"Tuned minus the rotated control at {experiment.small_dim} dimensions, in test "
         f"MRR@{experiment.k}: {gain}."
     ]
-    queries, width = len(data.split("test")[0]), (gain.high - gain.low) / 2
+    queries, width = len(data.split("test").queries), (gain.high - gain.low) / 2
     if queries < 100 or (width > LEAD and gain.low <= 0 <= gain.high):
         enough = max(100, 100 * math.ceil(queries * (width / LEAD) ** 2 / 100))
         said.append(

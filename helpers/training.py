@@ -17,9 +17,8 @@ from sentence_transformers.sentence_transformer.evaluation import SentenceEvalua
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
-from helpers.collection import own_passages
 from helpers.config import Experiment
-from helpers.metrics import evaluate_truncated
+from helpers.metrics import Split, evaluate_truncated
 from helpers.models import encode_passages, encode_queries
 from helpers.runs import Run
 
@@ -129,37 +128,36 @@ class DevScores(SentenceEvaluator):
     text is left out of its ranking.
 
     Args:
-        queries: Dev queries.
-        qrels: For each, the ids of its relevant passages.
-        passages: The corpus; an id is a place in it.
+        dev: The dev queries.
+        passages: The corpus.
         run: Says how to encode.
     """
 
-    def __init__(self, queries: list[str], qrels: list[set[int]], passages: list[str], run: Run):
+    def __init__(self, dev: Split, passages: list[str], run: Run):
         super().__init__()
-        relevant = sorted(set().union(*qrels))
+        relevant = sorted(set().union(*dev.qrels))
         others = sorted(set(range(len(passages))).difference(relevant))
         self.ids = relevant + others[: max(0, 1000 - len(relevant))]
-        place = {passage: row for row, passage in enumerate(self.ids)}
-        self.queries, self.run = queries, run
-        self.passages = [passages[i] for i in self.ids]
-        self.qrels = [{place[passage] for passage in wanted} for wanted in qrels]
-        self.exclude = own_passages(queries, self.passages)
+        rows = {passage: row for row, passage in enumerate(self.ids)}
+
+        def places(ids: set[int]) -> set[int]:
+            return {rows[passage] for passage in ids if passage in rows}
+
+        self.passages, self.run = [passages[i] for i in self.ids], run
+        self.dev = Split(dev.queries, [*map(places, dev.qrels)], [*map(places, dev.exclude)])
         self.dims = sorted({run.experiment.small_dim, run.experiment.full_dim})
 
     def __call__(
         self, model: SentenceTransformer, output_path=None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
         return self.score(
-            encode_queries(model, self.queries, self.run),
+            encode_queries(model, self.dev.queries, self.run),
             encode_passages(model, self.passages, self.run),
         )
 
     def score(self, queries: torch.Tensor, passages: torch.Tensor) -> dict[str, float]:
         """Score embeddings of the queries, and of the passages that ``ids`` names."""
-        table = evaluate_truncated(
-            queries, passages, self.qrels, self.dims, k=10, exclude=self.exclude
-        )
+        table = evaluate_truncated(queries, passages, self.dev, self.dims, k=10)
         scores = table.set_index("dim")["mrr@10"]
         return {f"dev_mrr@10_at_{dim}": float(score) for dim, score in scores.items()}
 

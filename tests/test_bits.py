@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers.metrics import evaluate_truncated, prefix
+from helpers.metrics import Split, evaluate_truncated, prefix
 from tools.bits import ROUNDINGS, normal_levels, random_rotation, round_passages, score_bits
 from tools.report import write_report
 
@@ -14,7 +14,7 @@ def collection():
     """Embeddings of 300 passages, and of 40 queries that are near one passage each."""
     passages = torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
-    return passages[:40] + noise, passages, [{number} for number in range(40)]
+    return passages[:40] + noise, passages, Split([], [{number} for number in range(40)], [()] * 40)
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_what_is_rounded_is_near_what_it_was(collection):
 
 
 def test_scores_are_those_of_the_prefix_or_below(collection):
-    queries, passages, qrels = collection
-    table = score_bits(queries, passages, qrels, [16, 32]).set_index(["dim", "bits", "rounding"])
-    whole = evaluate_truncated(queries, passages, qrels, [16, 32]).set_index("dim")
+    queries, passages, split = collection
+    table = score_bits(queries, passages, split, [16, 32]).set_index(["dim", "bits", "rounding"])
+    whole = evaluate_truncated(queries, passages, split, [16, 32]).set_index("dim")
     for dim in (16, 32):
         found = table["mrr@10"][dim]
         assert found[32, "none"] == pytest.approx(whole["mrr@10"][dim])
@@ -66,9 +66,9 @@ def test_scores_are_those_of_the_prefix_or_below(collection):
 
 def test_queries_are_not_rounded(collection):
     """With passages that rounding leaves alone, signs score as full precision does."""
-    queries, passages, qrels = collection
+    queries, passages, split = collection
     signs = torch.where(passages < 0, -1.0, 1.0)
-    table = score_bits(queries, signs, qrels, [32]).set_index("rounding")["mrr@10"]
+    table = score_bits(queries, signs, split, [32]).set_index("rounding")["mrr@10"]
     assert table["sign"] == pytest.approx(table["none"])
 
 

@@ -24,12 +24,6 @@ def test_bm25_ranks_by_shared_words_and_pads():
     assert bm25_ranking(["apples on trees"], PASSAGES, k=1).tolist() == [[0]]
 
 
-def test_bm25_leaves_out_what_it_is_told_to():
-    queries, exclude = ["apples on trees", "the Pianos"], [{0}, set()]
-    assert bm25_ranking(queries, PASSAGES, 2, exclude).tolist() == [[1, -1], [2, -1]]
-    assert bm25_ranking(queries, PASSAGES, 1, exclude).tolist() == [[1], [2]]
-
-
 def test_bm25_finds_nothing_in_passages_without_a_word(capsys):
     assert bm25_ranking(["a"], ["the", "of it"], k=2).tolist() == [[-1, -1]]
     assert "BM25 finds nothing" in capsys.readouterr().out

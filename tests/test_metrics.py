@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from helpers import metrics
-from helpers.metrics import evaluate_ranking, evaluate_truncated, prefix
+from helpers.metrics import Split, evaluate_ranking, evaluate_truncated, prefix
 from helpers.packages import packaged_file
 from tests.test_search import peak
 
@@ -225,13 +225,16 @@ def test_passages_that_are_left_out_score_as_if_they_were_not_there(monkeypatch,
     far = corpus.copy()
     far[out] = -queries[0]
     first = slice(0, 1)
-    options = {"dims": [8, 16], "exclude": [{out}]}
-    found = evaluate_truncated(queries[first], corpus, qrels[first], **options)
+    split = Split(["a query"], qrels[first], [{out}])
+    found = evaluate_truncated(queries[first], corpus, split, [8, 16])
     assert found.equals(evaluate_truncated(queries[first], far, qrels[first], [8, 16]))
-    everyone = evaluate_truncated(
-        queries, corpus, qrels, **options | {"exclude": [()] * len(queries)}
-    )
+    everyone = evaluate_truncated(queries, corpus, Split([], qrels, [()] * 20), [8, 16])
     assert everyone.equals(evaluate_truncated(queries, corpus, qrels, [8, 16]))
+    # A ranking of one more passage gives the same score.
+    scores = prefix(torch.tensor(queries), 16) @ prefix(torch.tensor(corpus), 16).T
+    ranking = scores[:1].argsort(dim=1, descending=True)[:, : split.depth(10)]
+    ranked = evaluate_ranking(ranking.tolist(), split, len(corpus)).drop(columns="dim")
+    assert ranked.iloc[0].tolist() == pytest.approx(found.iloc[1, 1:].tolist())
 
 
 def test_a_ranking_scores_as_the_embeddings_it_came_from():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from helpers.metrics import evaluate_truncated
+from helpers.metrics import Split, evaluate_truncated
 from tools.replicate import best_rates, every_way, leads, predictors, summary
 
 
@@ -16,14 +16,18 @@ def embeddings():
     generator = torch.Generator().manual_seed(0)
     passages = normalize(torch.randn(300, 96, generator=generator), dim=1)
     noise = torch.randn(40, 96, generator=generator) / 96**0.5
-    return normalize(passages[:40] + 1.5 * noise, dim=1), passages, [{i} for i in range(40)]
+    return (
+        normalize(passages[:40] + 1.5 * noise, dim=1),
+        passages,
+        Split([], [{i} for i in range(40)], [()] * 40),
+    )
 
 
 def test_every_way_of_scoring_by_hand(embeddings):
-    queries, passages, qrels = embeddings
-    found = every_way(queries, passages, qrels, [16, 96], small=16, k=10)
+    queries, passages, split = embeddings
+    found = every_way(queries, passages, split, [16, 96], small=16, k=10)
     means = found.groupby(["way", "dim"])["mrr@10"].mean()
-    exact = evaluate_truncated(queries, passages, qrels, [16, 96]).set_index("dim")["mrr@10"]
+    exact = evaluate_truncated(queries, passages, split, [16, 96]).set_index("dim")["mrr@10"]
     assert means["float32", 16] == pytest.approx(exact[16])
     assert means["float32", 96] == pytest.approx(exact[96])
     signs = np.where(passages.numpy() < 0, -1, 1)

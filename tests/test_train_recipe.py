@@ -78,7 +78,7 @@ def test_notebook_tools_and_script_train_one_recipe(run, ten_steps, tmp_path, mo
     experiment, data = run.experiment, load_data(run)
     rows = Dataset.from_pandas(run.load("triplets.parquet"), preserve_index=False)
     base = run.load("base.safetensors")["passages"][data.train_passages()]
-    watched = DevScores(*data.split("dev"), data.passages["text"].tolist(), run)
+    watched = DevScores(data.split("dev"), data.passages["text"].tolist(), run)
     source = model_folder(experiment.model, experiment.model_revision)
     options = ["--batch-size", 16, "--max-seq-length", 32, *["--bf16"] * (run.precision == "bf16")]
     script, args = load_script(monkeypatch, source, "t.parquet", tmp_path / "out", *options)

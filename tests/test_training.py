@@ -23,7 +23,7 @@ from sentence_transformers.sentence_transformer.training_args import (
 from transformers import AutoTokenizer, BertConfig, BertModel, TrainerCallback
 
 from helpers.config import PRESETS, ROOT
-from helpers.metrics import evaluate_truncated
+from helpers.metrics import Split, evaluate_truncated
 from helpers.models import (
     column_prompts,
     encode_passages,
@@ -79,7 +79,9 @@ def fine_tune(choice: str, *callbacks):
     name, run = "tuned", start_run(choice)
     recipe = run.experiment
     model = with_rotation(load_model(run), torch.eye(32))
-    dev_scores = DevScores(TEXTS[:8], [{i} for i in range(8)], ROWS["positive"][:], run)
+    dev_scores = DevScores(
+        Split(TEXTS[:8], [{i} for i in range(8)], [()] * 8), ROWS["positive"][:], run
+    )
     sampler, steps = plan_batches(ROWS, recipe)
     seed_everything(recipe.seed)
     loss = MultipleNegativesRankingLoss(model, scale=recipe.scale)
@@ -274,7 +276,8 @@ def test_dev_scores_are_those_of_the_answers_and_others_up_to_a_thousand(runs, t
     run = dataclasses.replace(run, experiment=run.experiment.replace(k=3))  # plays no part
     passages = [f"{i} {text} and {text[::-1]}" for i in range(20) for text in TEXTS]
     queries, qrels = TEXTS[10:16], [{10, 40}, {11}, {12}, {13}, {14}, {1270}]
-    scores, model = DevScores(queries, qrels, passages, run), load_model(run)
+    dev = Split(queries, qrels, [()] * 6)
+    scores, model = DevScores(dev, passages, run), load_model(run)
     assert scores.ids == [10, 11, 12, 13, 14, 40, 1270, *range(10), *range(15, 40), *range(41, 999)]
     assert scores.passages == [passages[i] for i in scores.ids]
     places = [{scores.ids.index(i) for i in wanted} for wanted in qrels]
@@ -286,14 +289,16 @@ def test_dev_scores_are_those_of_the_answers_and_others_up_to_a_thousand(runs, t
     assert torch.get_rng_state().equal(states[0]) and random.getstate() == states[1]
     assert [*found] == ["dev_mrr@10_at_8", "dev_mrr@10_at_32"]
     assert [*found.values()] == expected["mrr@10"].tolist()
-    enough = [{*range(600)}, {*range(400, 1100)}]
-    assert DevScores(queries[:2], enough, passages, run).ids == [*range(1100)]
-    assert DevScores(queries, qrels, passages[:1271], run).ids[-1] == 998
-    assert len(DevScores(queries[:1], qrels[:1], passages[:64], run).ids) == 64
+    enough = dev._replace(qrels=[{*range(600)}, {*range(400, 1100)}])
+    assert DevScores(enough, passages, run).ids == [*range(1100)]
+    assert DevScores(dev, passages[:1271], run).ids[-1] == 998
+    assert len(DevScores(dev._replace(qrels=qrels[:1]), passages[:64], run).ids) == 64
 
     passages[3] = TEXTS[10].upper()  # the first query's own text
     own = scores.ids.index(3)
     corpus[own] = asked[0]
-    expected = evaluate_truncated(asked, corpus, places, [8, 32], exclude=[{own}, *[set()] * 5])
-    found = DevScores(queries, qrels, passages, run)(model)
+    here = Split(queries, places, [{own}, *[set()] * 5])
+    expected = evaluate_truncated(asked, corpus, here, [8, 32])
+    # The last passage, another query's own text, isn't among those that are searched.
+    found = DevScores(dev._replace(exclude=[{3}, {1279}, *[()] * 4]), passages, run)(model)
     assert [*found.values()] == pytest.approx(expected["mrr@10"].tolist())

@@ -13,7 +13,7 @@ EXPERIMENT = PRESETS["wikipedia"]
 
 def test_the_collection_is_made_of_different_texts_with_the_right_answers():
     collection = operations_collection(EXPERIMENT)
-    queries, qrels = collection.split("test")
+    queries, qrels, _ = collection.split("test")
     assert len(queries) == 1000 and len(collection.passages) == 8841  # as results/README.md says
     assert all(qrels)
     assert max(map(len, qrels)) > 1, "operations may share a title"
@@ -37,7 +37,7 @@ def test_another_version_or_none_is_refused_with_what_to_do(monkeypatch, package
 @pytest.mark.parametrize("named", [".", "qrels/test.tsv"])
 def test_a_collection_in_beirs_layout_is_read(tmp_path, named):
     collection = beir_collection(beir(tmp_path) / named)
-    queries, qrels = collection.split("test")
+    queries, qrels, _ = collection.split("test")
     assert (queries, qrels) == (["question 1", "question 0"], [{0}, {0, 1}])
     texts = collection.passages["text"].tolist()
     assert texts == ["text 1", "A title text 0", "text 2", "text 3", "text 4", "text 5"]

@@ -204,7 +204,7 @@ def test_no_query_is_in_two_splits_and_no_passage_is_there_twice(wikipedia):
     assert data.queries["text"].map(normalise).is_unique
     assert data.passages["text"].map(normalise).is_unique
     for name in SPLITS:
-        queries, relevant = data.split(name)
+        queries, relevant, _ = data.split(name)
         assert len(queries) == len(relevant) > 0
         assert all(relevant)
         assert max(map(max, relevant)) < len(data.passages)
@@ -214,7 +214,7 @@ def test_training_rows_are_one_a_training_query_and_nothing_else(wikipedia):
     data, _ = wikipedia
     rows = data.training_rows()
     assert list(rows.columns) == ["query", "positive"]
-    queries, relevant = data.split("train")
+    queries, relevant, _ = data.split("train")
     assert rows["query"].tolist() == queries
     assert data.train_passages() == sorted({id for ids in relevant for id in ids})
     assert {*rows["positive"]} <= {*data.passages["text"].iloc[data.train_passages()]}
@@ -232,10 +232,10 @@ def test_the_split_follows_its_seed_and_not_the_training_seed():
 
 def test_a_smaller_training_set_leaves_dev_test_and_the_corpus_as_they_are():
     fewer = small(max_train=5)
-    assert len(fewer.split("train")[0]) == 5
+    assert len(fewer.split("train").queries) == 5
     assert fewer.passages.equals(small().passages)
     for name in ("dev", "test"):
-        assert fewer.split(name)[0] == small().split(name)[0]
+        assert fewer.split(name).queries == small().split(name).queries
 
 
 def test_the_sources_own_negatives_are_kept_and_what_is_missing_is_left_to_mining():
@@ -273,7 +273,7 @@ def test_mining_is_told_all_right_answers_and_training_sees_the_first():
 
 def answers(data):
     """The passages that answer the queries of each split."""
-    return {name: set().union(*data.split(name)[1]) for name in SPLITS}
+    return {name: set().union(*data.split(name).qrels) for name in SPLITS}
 
 
 def test_queries_that_share_an_answer_share_a_split(capsys):
@@ -308,12 +308,11 @@ def test_a_pair_and_its_reverse_share_a_split_and_a_querys_own_text_is_found(cap
     rows = [row(*pair) for pair in pairs] + [row(b.upper(), a) for a, b in pairs]
     data = small(rows, num_test=10, num_dev=10, min_passage_words=1)
     for name in SPLITS:
-        numbers = [re.search(r"\d+", text)[0] for text in data.split(name)[0]]
+        numbers = [re.search(r"\d+", text)[0] for text in data.split(name).queries]
         assert set(Counter(numbers).values()) == {2}
     assert "60 of 60 queries are passages" in capsys.readouterr().out
-    queries, relevant = data.split("test")
     texts = data.passages["text"]
-    for query, own, right in zip(queries, own_passages(queries, texts), relevant, strict=True):
+    for query, right, own in zip(*data.split("test"), strict=True):
         assert {*map(normalise, texts[[*own]])} == {normalise(query)} and own.isdisjoint(right)
     assert own_passages(["nothing like it"], texts) == [set()]
 

@@ -4,7 +4,7 @@ Passages are cut, brought to unit length and rounded. Queries are cut and stay i
 is reranked at full size.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import faiss
@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from helpers.metrics import evaluate_ranking, evaluate_truncated, prefix
+from helpers.metrics import Split, evaluate_ranking, evaluate_truncated, prefix
 
 SEED = 0  # of the random rotation
 ROUNDINGS = {
@@ -69,7 +69,7 @@ def random_rotation(dim: int) -> torch.Tensor:
 def score_bits(
     queries: torch.Tensor,
     passages: torch.Tensor,
-    qrels: Sequence[Collection[int]],
+    split: Split,
     dims: Sequence[int],
     k: int = 10,
 ) -> pd.DataFrame:
@@ -90,13 +90,13 @@ def score_bits(
                     index.train(cut.numpy())
                     index.add(cut.numpy())
                     size = faiss.downcast_index(index.index).code_size
-                    ranking = index.search(asked.numpy(), k)[1]
-                    found = evaluate_ranking(ranking, qrels, len(cut), k).drop(columns="dim")
+                    ranking = index.search(asked.numpy(), split.depth(k))[1]
+                    found = evaluate_ranking(ranking, split, len(cut), k).drop(columns="dim")
                 else:
                     q, p = (asked @ turn, cut @ turn) if rounding == "rotated" else (asked, cut)
                     if bits < 32:
                         p = round_passages(p, bits, "normal" if rounding == "rotated" else rounding)
-                    found = evaluate_truncated(q, p, qrels, [dim], k).drop(columns="dim")
+                    found = evaluate_truncated(q, p, split, [dim], k).drop(columns="dim")
                 about = {"dim": dim, "bits": bits, "rounding": rounding, "bytes": size}
                 rows.append(about | found.iloc[0].to_dict())
     return pd.DataFrame(rows)

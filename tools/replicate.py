@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from helpers.collection import RetrievalData
 from helpers.compare import bm25_ranking, paired_difference, pca_rotation
 from helpers.config import PRESETS, ROOT, Experiment
-from helpers.metrics import evaluate_ranking, evaluate_truncated, prefix
+from helpers.metrics import Split, evaluate_ranking, evaluate_truncated, prefix
 from helpers.models import encode_passages, encode_queries, load_model
 from helpers.plots import STYLE, metric_name, use_style
 from helpers.runs import Run, atomic_write, display_path, start_run
@@ -39,7 +39,7 @@ from tools.transfer import VERSION
 
 SHORTLIST = 100
 UNTRAINED = -1  # stands for a seed where nothing was trained
-Texts = tuple[list[str], list[set[int]], list[str]]  # queries, their qrels, passages
+Texts = tuple[Split, list[str]]  # queries with their qrels, and passages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ SETTINGS |= {  # fewer training rows
 def every_way(
     queries: torch.Tensor,
     passages: torch.Tensor,
-    qrels: Sequence[Collection[int]],
+    asked: Split,
     dims: Sequence[int],
     small: int,
     k: int,
@@ -115,22 +115,22 @@ def every_way(
     query in float32; "both signs", the query as signs, too; "int8", passages of ``small``
     dimensions in 8 bits; "rerank", the best 100 of these at full size.
     """
-    full, tables = queries.shape[1], {}
-    found = evaluate_truncated(queries, passages, qrels, dims, k, per_query=True)
+    full, depth, tables = queries.shape[1], asked.depth(k), {}
+    found = evaluate_truncated(queries, passages, asked, dims, k, per_query=True)
     tables["float32", None] = found[1]
     signs = round_passages(passages, 1, "sign")
-    found = evaluate_truncated(queries, signs, qrels, [full], k, per_query=True)
+    found = evaluate_truncated(queries, signs, asked, [full], k, per_query=True)
     tables["signs", full] = found[1]
     # Sums of ones are exact, and many are equal: these rank in the order of the corpus.
     alike = round_passages(queries, 1, "sign") @ signs.T
-    ranking = alike.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    found = evaluate_ranking(ranking.tolist(), qrels, len(passages), k, per_query=True)
+    ranking = alike.sort(dim=1, descending=True, stable=True).indices[:, :depth]
+    found = evaluate_ranking(ranking.tolist(), asked, len(passages), k, per_query=True)
     tables["both signs", full] = found[1]
-    asked, cut = prefix(queries, small), round_passages(prefix(passages, small), 8, "even")
-    found = evaluate_truncated(asked, cut, qrels, [small], k, per_query=True)
+    short, cut = prefix(queries, small), round_passages(prefix(passages, small), 8, "even")
+    found = evaluate_truncated(short, cut, asked, [small], k, per_query=True)
     tables["int8", small] = found[1]
-    ranking = rerank(queries, passages, search(asked, prefix(cut, small), SHORTLIST), k)
-    found = evaluate_ranking(ranking.tolist(), qrels, len(passages), k, per_query=True)
+    ranking = rerank(queries, passages, search(short, prefix(cut, small), SHORTLIST), depth)
+    found = evaluate_ranking(ranking.tolist(), asked, len(passages), k, per_query=True)
     tables["rerank", small] = found[1]
     return pd.concat(
         [
@@ -147,7 +147,7 @@ def texts_of(study: Study, others: Sequence[Study] | None) -> dict[str, Texts]:
     """
 
     def texts(data: RetrievalData, split: str, corpus: list[str]) -> Texts:
-        return *data.split(split), corpus
+        return data.split(split), corpus
 
     corpus = study.data.passages["text"].tolist()
     found = {split: texts(study.data, split, corpus) for split in ("dev", "test")}
@@ -166,17 +166,17 @@ def score(
 ) -> pd.DataFrame:
     """Score a model, and its rotated twin if its recipe has no rotation, on each of ``texts``."""
     experiment, rotation, corpora, tables = run.experiment, None, {}, []
-    for split, (queries, qrels, passages) in texts.items():
+    for split, (asked, passages) in texts.items():
         if id(passages) not in corpora:  # dev and test share theirs
             corpora[id(passages)] = encode_passages(model, passages, run)
-        corpus, asked = corpora[id(passages)], encode_queries(model, queries, run)
+        corpus, queries = corpora[id(passages)], encode_queries(model, asked.queries, run)
         if split == "dev" and (name == "base" or not experiment.rotate):
             rotation = pca_rotation(corpus[study.data.train_passages()])
-        twins = {name: (asked, corpus)}
+        twins = {name: (queries, corpus)}
         if rotation is not None:
-            twins[f"{name}_rotated"] = asked @ rotation, corpus @ rotation
+            twins[f"{name}_rotated"] = queries @ rotation, corpus @ rotation
         for label, (q, p) in twins.items():
-            found = every_way(q, p, qrels, study.dims(), experiment.small_dim, experiment.k)
+            found = every_way(q, p, asked, study.dims(), experiment.small_dim, experiment.k)
             tables.append(found.assign(recipe=label, split=split))
     return pd.concat(tables, ignore_index=True)
 
@@ -189,9 +189,9 @@ def score_untrained(study: Study, texts: dict[str, Texts]) -> tuple[pd.DataFrame
     """
     k, small = study.run.experiment.k, study.run.experiment.small_dim
     tables = [score("base", load_model(study.run), study, study.run, texts)]
-    for split, (queries, qrels, passages) in texts.items():
-        ranking = bm25_ranking(queries, passages, k)
-        found = evaluate_ranking(ranking, qrels, len(passages), k, per_query=True)[1]
+    for split, (asked, passages) in texts.items():
+        ranking = bm25_ranking(asked.queries, passages, asked.depth(k))
+        found = evaluate_ranking(ranking, asked, len(passages), k, per_query=True)[1]
         tables.append(found.assign(way="words", recipe="bm25", split=split))
     base = study.run.load("base.safetensors")["passages"][study.data.train_passages()]
     held = (base @ study.rotation[:, :small]).square().sum() / base.square().sum()

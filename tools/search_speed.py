@@ -304,11 +304,11 @@ def time_search(run: Run) -> list[Path]:
     data, stored, experiment = load_data(run), run.load("tuned.safetensors"), run.experiment
     vectors = (
         stored["passages"],
-        encode_queries(load_model(run, run.load("tuned")), data.split("dev")[0], run),
+        encode_queries(load_model(run, run.load("tuned")), data.split("dev").queries, run),
         stored["test"],
     )
     cores, sizes = sorted({1, run.machine.cores}), (experiment.k, experiment.small_dim)
-    table = measure(*vectors, data.split("test")[1], *sizes, cores, experiment.seed)
+    table = measure(*vectors, data.split("test"), *sizes, cores, experiment.seed)
     machine = f"{run.machine.processor}, {run.machine.cores} cores"
     table["machine"] = f"{machine}, faiss {faiss.__version__}, torch {versions()['torch']}"
     table["preset"] = experiment.name

@@ -136,7 +136,7 @@ def time_evaluation(run: Run, num_queries: int = 300) -> list[tuple]:
     """Time evaluations of all dimensions, in float32; assert that both ways agree to 1e-6."""
     data, experiment = load_data(run), run.experiment.replace(precision="float32")
     run = dataclasses.replace(run, experiment=experiment)
-    asked, qrels = (part[:num_queries] for part in data.split("dev"))
+    asked, qrels, _ = (part[:num_queries] for part in data.split("dev"))
     answers = sorted(set().union(*qrels))
     ids = [*answers, *data.passages.index.difference(answers)[: len(answers)]]
     texts = data.passages["text"].loc[ids].tolist()

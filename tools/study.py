@@ -202,7 +202,7 @@ class Study:
             operations_collection(run.experiment),
             Dataset.from_pandas(run.load("triplets.parquet"), preserve_index=False),
             pca_rotation(base[data.train_passages()]),
-            DevScores(*data.split("dev"), data.passages["text"].tolist(), run),
+            DevScores(data.split("dev"), data.passages["text"].tolist(), run),
         )
 
     def dims(self) -> list[int]:
@@ -219,22 +219,22 @@ class Study:
             rotation = pca_rotation(passages[self.data.train_passages()])
         parts = []
         for split in ("dev", "test") if on_test else ("dev",):
-            queries, qrels = self.data.split(split)
-            parts.append((split, encode_queries(model, queries, run), passages, qrels))
+            asked = self.data.split(split)
+            parts.append((split, encode_queries(model, asked.queries, run), passages, asked))
         if name in TRANSFER:
-            queries, qrels = self.second.split("test")
+            asked = self.second.split("test")
             corpus = encode_passages(model, self.second.passages["text"], run)
-            parts.append(("second", encode_queries(model, queries, run), corpus, qrels))
+            parts.append(("second", encode_queries(model, asked.queries, run), corpus, asked))
         tables, rounded = [], []
-        for split, queries, corpus, qrels in parts:
+        for split, queries, corpus, asked in parts:
             twins = {name: (queries, corpus)}
             if rotation is not None:
                 twins[f"{name}_rotated"] = queries @ rotation, corpus @ rotation
             for label, (q, p) in twins.items():
-                _, each = evaluate_truncated(q, p, qrels, self.dims(), k, per_query=True)
+                _, each = evaluate_truncated(q, p, asked, self.dims(), k, per_query=True)
                 tables.append(each.assign(recipe=label, split=split))
                 if label in ROUNDED and split != "second":
-                    found = score_bits(q, p, qrels, self.dims(), k)
+                    found = score_bits(q, p, asked, self.dims(), k)
                     rounded.append(found.assign(recipe=label, split=split))
         bits = pd.concat(rounded, ignore_index=True) if rounded else pd.DataFrame()
         return Scores(pd.concat(tables, ignore_index=True), bits)
@@ -244,10 +244,10 @@ class Study:
         k, tables = self.run.experiment.k, []
         for split in ("dev", "test", "second"):
             data = self.second if split == "second" else self.data
-            queries, qrels = data.split("test" if split == "second" else split)
+            asked = data.split("test" if split == "second" else split)
             passages = data.passages["text"].tolist()
-            ranking = bm25_ranking(queries, passages, k)
-            _, each = evaluate_ranking(ranking, qrels, len(passages), k, per_query=True)
+            ranking = bm25_ranking(asked.queries, passages, asked.depth(k))
+            _, each = evaluate_ranking(ranking, asked, len(passages), k, per_query=True)
             tables.append(each.assign(recipe="bm25", split=split))
         return pd.concat(tables, ignore_index=True)
 

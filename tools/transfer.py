@@ -144,18 +144,18 @@ def beir_collection(path: Path) -> RetrievalData:
 def score(run: Run, collection: RetrievalData) -> pd.DataFrame:
     """Score BM25 and a run's models on a collection: one row a model and prefix length."""
     k, dims = run.experiment.k, run.experiment.dims
-    queries, qrels = collection.split("test")
-    passages = collection.passages["text"].tolist()
-    bm25 = evaluate_ranking(bm25_ranking(queries, passages, k), qrels, len(passages), k)
-    tables = [bm25.assign(model="bm25")]
+    test, passages = collection.split("test"), collection.passages["text"].tolist()
+    ranking = bm25_ranking(test.queries, passages, test.depth(k))
+    tables = [evaluate_ranking(ranking, test, len(passages), k).assign(model="bm25")]
     for name in ("base", "mnrl", "tuned"):
         model = load_model(run, None if name == "base" else run.load(name))
-        asked, corpus = encode_queries(model, queries, run), encode_passages(model, passages, run)
-        tables.append(evaluate_truncated(asked, corpus, qrels, dims, k).assign(model=name))
+        asked = encode_queries(model, test.queries, run)
+        corpus = encode_passages(model, passages, run)
+        tables.append(evaluate_truncated(asked, corpus, test, dims, k).assign(model=name))
         if name != "tuned":
             own = run.load(f"{name}.safetensors")["passages"]
             rotation = pca_rotation(own[load_data(run).train_passages()])
-            twin = evaluate_truncated(asked @ rotation, corpus @ rotation, qrels, dims, k)
+            twin = evaluate_truncated(asked @ rotation, corpus @ rotation, test, dims, k)
             tables.append(twin.assign(model=f"{name}_rotated"))
     return pd.concat(tables, ignore_index=True)
 

@@ -3,8 +3,8 @@
 seeding     makes a run repeatable with one call
 device      probes once what this machine is, and which number format it is fast in
 config      holds every setting of a run, the presets, and readers' own TOML files
-packages    finds models and texts inside PyPI packages, and checks their hashes
 files       reads readers' own CSV, TSV, JSONL and Parquet, and says what is wrong with them
+packages    finds models and texts inside PyPI packages, and checks their hashes
 hub         streams rows and fetches models with the Hub's own libraries
 sources     looks up, once a run, what its settings leave open
 runs        keeps what one notebook makes for the next, each file with a manifest

@@ -107,16 +107,6 @@ def median_seconds(action: Callable[[], object], repeats: int = 7) -> float:
     return statistics.median(timeit.repeat(action, number=1, repeat=repeats))
 
 
-def read_bandwidth(num_bytes: int) -> float:
-    """Measure the bytes a second at which torch reads a block of this size, over and over.
-
-    A block that fits the CPU's cache is read faster than one that comes from memory. Blocks over
-    half a gigabyte are read alike, so that much is measured for all of them.
-    """
-    block = torch.ones(min(num_bytes, 2**29) // 4)
-    return block.nbytes / median_seconds(block.sum)
-
-
 def product_speed(kind: str, precision: str, size: int = 1024) -> float:
     """Measure a product of two square matrices: multiplications and additions a second.
 

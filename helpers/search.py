@@ -1,27 +1,12 @@
 """Search exactly, rerank a shortlist, and compare what two searches find."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import faiss
 import torch
 
 if sys.platform == "darwin":  # FAISS's threads crash there next to torch's: faiss-wheels issue 73
     faiss.omp_set_num_threads(1)
-
-
-@contextmanager
-def one_core() -> Iterator[None]:
-    """A context in which torch and FAISS use one core."""
-    threads = torch.get_num_threads(), faiss.omp_get_max_threads()
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads[0])
-        faiss.omp_set_num_threads(threads[1])
 
 
 def queries_at_once(num_passages: int) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from helpers.config import Experiment
-from helpers.files import data_sha256
+from helpers.files import data_sha256, folder_sha256
 from helpers.hub import MODEL_FILES, dataset_commit, fetch_model
-from helpers.packages import folder_sha256, packaged_file
+from helpers.packages import packaged_file
 
 LONGEST = 256  # tokens that are read of a text unless max_seq_length says otherwise
 

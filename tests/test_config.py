@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from helpers.config import PRESETS, ROOT, STAGES, Experiment, find_experiment, from_toml
-from helpers.packages import sha256
+from helpers.files import sha256
 from helpers.sources import resolve
 from tests.loopback_hub import tiny_bge
 

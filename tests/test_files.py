@@ -11,8 +11,15 @@ import pyarrow
 import pytest
 
 from helpers.config import ROOT, SUFFIXES
-from helpers.files import beir_files, column_names, data_sha256, read_beir, read_file
-from helpers.packages import PACKAGES, packaged_file, sha256
+from helpers.files import (
+    beir_files,
+    column_names,
+    data_sha256,
+    read_beir,
+    read_file,
+    sha256,
+)
+from helpers.packages import PACKAGES, packaged_file
 from helpers.sources import embedding_dimension, model_folder
 
 # --- Data packages ---

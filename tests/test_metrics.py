@@ -20,7 +20,7 @@ from tests.test_search import peak
 TREC_EVAL = {"recip_rank": "mrr@10", "recall_10": "recall@10", "ndcg_cut_10": "ndcg@10"}
 
 
-def random_case(seed, num_queries=20, num_passages=60, dim=16, graded=False, kinds=None):
+def random_case(seed, num_queries=20, num_passages=60, dim=16, kinds=None):
     """Embeddings of any length, and qrels; with ``kinds``, many passages are equal."""
     rng = np.random.default_rng(seed)
     corpus = rng.normal(size=(kinds or num_passages, dim))
@@ -31,27 +31,26 @@ def random_case(seed, num_queries=20, num_passages=60, dim=16, graded=False, kin
     for number in range(num_queries):
         wanted = rng.choice(num_passages, size=rng.integers(1, 6), replace=False)
         queries[number] += corpus[wanted[0]]
-        qrels.append({int(p): int(rng.integers(1, 4)) if graded else 1 for p in wanted})
+        qrels.append({*map(int, wanted)})
     return queries, corpus, qrels
 
 
 def obvious(queries, corpus, qrels, dim, k):
     """One query at a time, one sort, textbook formulas; ties in the order of the corpus."""
     scores = []
-    for query, gains in zip(queries, qrels, strict=True):
+    for query, relevant in zip(queries, qrels, strict=True):
         ranked = []
         for row, passage in enumerate(corpus):
             a, b = query[:dim], passage[:dim]
             cosine = sum(a * b) / math.sqrt(sum(a * a)) / math.sqrt(sum(b * b))
             ranked.append((-np.float32(cosine), row))
         top = [row for _, row in sorted(ranked)][:k]
-        dcg = sum(gains.get(row, 0) / math.log2(i + 2) for i, row in enumerate(top))
-        best = sorted(gains.values(), reverse=True)[:k]
+        dcg = sum((row in relevant) / math.log2(i + 2) for i, row in enumerate(top))
         scores.append(
             (
-                next((1 / (i + 1) for i, row in enumerate(top) if row in gains), 0),
-                sum(row in gains for row in top) / len(gains),
-                dcg / sum(gain / math.log2(i + 2) for i, gain in enumerate(best)),
+                next((1 / (i + 1) for i, row in enumerate(top) if row in relevant), 0),
+                sum(row in relevant for row in top) / len(relevant),
+                dcg / sum(1 / math.log2(i + 2) for i in range(min(k, len(relevant)))),
             )
         )
     return np.mean(scores, axis=0)
@@ -62,13 +61,12 @@ def obvious(queries, corpus, qrels, dim, k):
     seed=st.integers(0, 10**6),
     num_passages=st.integers(6, 40),
     k=st.integers(1, 50),
-    graded=st.booleans(),
     kinds=st.none() | st.integers(1, 4),
     dim=st.integers(1, 16),
     block=st.integers(1, 200),
 )
-def test_equals_the_obvious_implementation(seed, num_passages, k, graded, kinds, dim, block):
-    queries, corpus, qrels = random_case(seed, 5, num_passages, graded=graded, kinds=kinds)
+def test_equals_the_obvious_implementation(seed, num_passages, k, kinds, dim, block):
+    queries, corpus, qrels = random_case(seed, 5, num_passages, kinds=kinds)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "BLOCK", block)
         found = evaluate_truncated(queries, corpus, qrels, [dim], k).iloc[0, 1:]
@@ -99,13 +97,12 @@ def test_equals_the_evaluator_of_sentence_transformers():
             assert ours[f"{name}@3"] == pytest.approx(theirs[f"cosine_{name}@3"], abs=1e-6)
 
 
-@pytest.mark.parametrize("graded", [False, True])
 @pytest.mark.parametrize("kinds", [None, 20])
-def test_equals_trec_eval(graded, kinds):
-    queries, corpus, qrels = random_case(4, graded=graded, kinds=kinds)
+def test_equals_trec_eval(kinds):
+    queries, corpus, qrels = random_case(4, kinds=kinds)
     # Of equal scores trec_eval takes the highest id first, so ours are numbered from the end.
     ids = [f"{999 - i}" for i in range(len(corpus))]
-    judged = {str(i): {ids[p]: gain for p, gain in q.items()} for i, q in enumerate(qrels)}
+    judged = {str(i): {ids[p]: 1 for p in q} for i, q in enumerate(qrels)}
     scores = prefix(torch.tensor(queries), 8) @ prefix(torch.tensor(corpus), 8).T
     scores = scores.float().numpy()
     top = np.argsort(-scores, axis=1, kind="stable")[:, :10]
@@ -155,11 +152,6 @@ def test_tables_integers_and_reversed_views_are_scored_too():
         assert evaluate_truncated(*other, qrels, [8]).equals(expected)
 
 
-def test_a_gain_of_zero_is_not_relevant_and_recall_counts_all_that_are():
-    row = evaluate_truncated(np.eye(4)[:1], np.eye(4), [{0: 0, 1: 1, 2: 1}], [4], k=2).iloc[0]
-    assert (row["mrr@2"], row["recall@2"]) == (0.5, 0.5)
-
-
 def test_memory_is_bounded_with_many_relevant_passages(monkeypatch):
     monkeypatch.setattr(metrics, "BLOCK", 1000)
     queries, corpus = np.random.default_rng(0).normal(size=(2, 300, 64))
@@ -200,7 +192,7 @@ GOOD = {
         ({"dims": []}, r"dims is \[\]"),
         ({"dims": [4, 4]}, r"dims is \[4, 4\]"),
         ({"qrels": [{0}] * 3}, "qrels are for 3 queries, but there are 4"),
-        ({"qrels": [{0}, {0}, {1: 0}, {0}]}, "query 2 has no relevant passage"),
+        ({"qrels": [{0}, {0}, set(), {0}]}, "query 2 has no relevant passage"),
         ({"qrels": [{0}, {9}, {0}, {0}]}, "qrels of query 1 name passage 9"),
         ({"qrels": [{0}, {-1}, {0}, {0}]}, "name passage -1"),
         ({"k": 0}, "k is 0"),
@@ -217,10 +209,9 @@ def test_bad_input_is_named(bad, said):
 @pytest.mark.parametrize("block", [60, 1_000_000])
 def test_passages_that_are_left_out_score_as_if_they_were_not_there(monkeypatch, block):
     monkeypatch.setattr("helpers.metrics.BLOCK", block)
-    queries, corpus, qrels = random_case(9, graded=True)
+    queries, corpus, qrels = random_case(9)
     out = len(corpus) - 1
-    qrels = [{passage: gain for passage, gain in one.items() if passage != out} for one in qrels]
-    qrels = [one if any(g > 0 for g in one.values()) else {0: 1.0} for one in qrels]
+    qrels = [relevant - {out} or {0} for relevant in qrels]
     corpus[out] = queries[0]  # comes first for the first query
     far = corpus.copy()
     far[out] = -queries[0]
@@ -238,7 +229,7 @@ def test_passages_that_are_left_out_score_as_if_they_were_not_there(monkeypatch,
 
 
 def test_a_ranking_scores_as_the_embeddings_it_came_from():
-    queries, corpus, qrels = random_case(9, graded=True)
+    queries, corpus, qrels = random_case(9)
     scores = prefix(torch.tensor(queries), 16) @ prefix(torch.tensor(corpus), 16).T
     ranking = scores.argsort(dim=1, descending=True)[:, :20]  # longer than k
     expected = evaluate_truncated(queries, corpus, qrels, [16]).drop(columns="dim")
@@ -257,9 +248,9 @@ def test_a_ranking_may_be_short_but_hold_no_passage_twice():
 @pytest.mark.parametrize("num_ranked", [0, 1, 3])
 def test_with_k_over_the_corpus_a_passage_that_is_not_ranked_is_not_found(num_ranked):
     ids, ranked = ["a", "b", "c"], [2, 0, 1][:num_ranked]
-    ours = evaluate_ranking([[*ranked, -1, -1]], [{0: 2, 1: 1}], num_passages=3, k=10).iloc[0]
+    ours = evaluate_ranking([[*ranked, -1, -1]], [{0, 1}], num_passages=3, k=10).iloc[0]
     run = {"0": {ids[passage]: 1 / rank for rank, passage in enumerate(ranked, start=1)}}
-    judge = pytrec_eval.RelevanceEvaluator({"0": {"a": 2, "b": 1}}, set(TREC_EVAL))
+    judge = pytrec_eval.RelevanceEvaluator({"0": {"a": 1, "b": 1}}, set(TREC_EVAL))
     # What has found nothing isn't in trec_eval's answer.
     theirs = judge.evaluate(run)["0"] if ranked else dict.fromkeys(TREC_EVAL, 0)
     for name, column in TREC_EVAL.items():

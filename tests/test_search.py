@@ -1,14 +1,12 @@
 """Exact search, reranking, and the overlap of what two searches find."""
 
-import faiss
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.metrics import prefix
-from helpers.search import one_core, overlap, rerank, search
+from helpers.search import overlap, rerank, search
 
 
 def unit(rows, dim, seed=0):
@@ -72,17 +70,3 @@ def test_memory_of_many_queries_is_bounded(monkeypatch):
 
 def test_overlap_is_the_share_of_what_is_wanted():
     assert overlap(torch.tensor([[1, 2, 7], [3, 4, 5]]), torch.tensor([[2, 9], [4, 3]])) == 0.75
-
-
-def test_one_core_is_given_back_even_after_an_error():
-    def threads():
-        return torch.get_num_threads(), faiss.omp_get_max_threads()
-
-    started_with = torch.get_num_threads()
-    torch.set_num_threads(2)
-    before = threads()
-    with pytest.raises(RuntimeError), one_core():
-        assert threads() == (1, 1)
-        raise RuntimeError
-    assert threads() == before
-    torch.set_num_threads(started_with)

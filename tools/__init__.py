@@ -20,12 +20,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from transformers.utils.logging import disable_progress_bar
-
-from helpers.hub import HubError
-from helpers.runs import ArtifactError, Run, display_path, start_run
-
-Action = Callable[[Run], Iterable[Path]]
+Action = Callable[..., Iterable[Path]]  # of a run
 
 
 def command(
@@ -41,9 +36,26 @@ def command(
     for name, other in instead.items():
         parser.add_argument(f"--{name}", dest="action", action="store_const", const=other)
     options = parser.parse_args(arguments)
+
+    def act() -> Iterable[Path]:
+        from helpers.runs import start_run
+
+        return options.action(start_run(options.preset, typed=True))
+
+    return attempt(act)
+
+
+def attempt(action: Callable[[], Iterable[Path]]) -> int:
+    """Do ``action``, print the paths that it gives, return the exit code; errors take one line."""
+    # Imported here, so that a question for help is answered at once.
+    from transformers.utils.logging import disable_progress_bar
+
+    from helpers.hub import HubError
+    from helpers.runs import ArtifactError, display_path
+
     disable_progress_bar()
     try:
-        for path in options.action(start_run(options.preset, typed=True)):
+        for path in action():
             print(display_path(path))
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)

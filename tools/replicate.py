@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import itertools
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +22,6 @@ import pyarrow.parquet as pq
 import torch
 from matplotlib.figure import Figure
 from sentence_transformers import SentenceTransformer
-from transformers.utils.logging import disable_progress_bar
 
 from helpers.collection import RetrievalData
 from helpers.compare import bm25_ranking, paired_difference, pca_rotation
@@ -29,8 +29,9 @@ from helpers.config import PRESETS, ROOT, Experiment
 from helpers.metrics import Split, evaluate_ranking, evaluate_truncated, prefix
 from helpers.models import encode_passages, encode_queries, load_model
 from helpers.plots import STYLE, metric_name, use_style
-from helpers.runs import Run, atomic_write, display_path, start_run
+from helpers.runs import Run, atomic_write, start_run
 from helpers.search import rerank, search
+from tools import attempt
 from tools.bits import round_passages
 from tools.recipes import make_loss, recipe_of, start_model, train_recipe
 from tools.report import renew, settings_section, write_report
@@ -500,8 +501,11 @@ def write(folder: Path = ROOT / "results") -> list[Path]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tools.replicate", description=__doc__)
     parser.add_argument("settings", nargs="*", choices=[*SETTINGS, []], metavar="SETTING")
-    disable_progress_bar()
-    for name in parser.parse_args().settings:
-        Replication.of(name).keep_all()
-    for path in write():
-        print(display_path(path))
+    given = parser.parse_args()
+
+    def action() -> list[Path]:
+        for name in given.settings:
+            Replication.of(name).keep_all()
+        return write()
+
+    sys.exit(attempt(action))

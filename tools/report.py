@@ -11,6 +11,7 @@ from helpers.plots import (
     STYLE,
     in_order,
     lines,
+    look,
     markdown,
     markdown_table,
     metric_name,
@@ -27,14 +28,20 @@ def draw_scores(scores: pd.DataFrame, metric: str, models: Collection[str], dim:
     """
     use_style()
     shown = scores[scores["model"].isin(models)]
-    frame, half = wide(shown, metric), None
-    if "low" in shown:
-        half = wide(shown.assign(half=(shown["high"] - shown["low"]) / 2), "half")
+    frame = wide(shown, metric)
     full = frame.columns[-1]
     kept = frame[dim]["tuned"] / frame[full]["tuned"]
     score = f"the tuned model's {metric_name(metric)}"
     title = f"{dim} of {full} dimensions keep {kept:.0%} of {score}"
-    return lines(frame, title, f"test {metric_name(metric)}", half)
+    figure = lines(frame, title, f"test {metric_name(metric)}")
+    if "low" in shown:
+        (axes,) = figure.axes
+        axes.set_autoscale_on(False)  # the names keep their places
+        for model, part in shown.dropna(subset="dim").groupby("model"):
+            half = (part["high"] - part["low"]) / 2
+            bars = {"yerr": half, "fmt": "none", "ecolor": look(model)[1]}
+            axes.errorbar(part["dim"], part[metric], **bars)
+    return figure
 
 
 def write_report(folder: Path = ROOT / "results") -> Path:

@@ -20,7 +20,7 @@ import torch
 
 from helpers.collection import load_data
 from helpers.config import ROOT
-from helpers.device import median_seconds, read_bandwidth
+from helpers.device import median_seconds
 from helpers.metrics import evaluate_ranking, prefix
 from helpers.models import encode_queries, load_model
 from helpers.runs import Run, versions
@@ -212,6 +212,16 @@ def enlarge(real: np.ndarray, num_vectors: int, longer: bool, seed: int) -> fais
             block = np.hstack([block, block[:, order]])
         flat.add(block / np.linalg.norm(block, axis=1, keepdims=True))
     return flat
+
+
+def read_bandwidth(num_bytes: int) -> float:
+    """Measure the bytes a second at which torch reads a block of this size, over and over.
+
+    A block that fits the CPU's cache is read faster than one that comes from memory. Blocks over
+    half a gigabyte are read alike, so that much is measured for all of them.
+    """
+    block = torch.ones(min(num_bytes, 2**29) // 4)
+    return block.nbytes / median_seconds(block.sum)
 
 
 def floor_seconds(

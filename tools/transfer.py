@@ -13,6 +13,7 @@ import html
 import importlib.metadata
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from helpers.metrics import evaluate_ranking, evaluate_truncated
 from helpers.models import encode_passages, encode_queries, load_model
 from helpers.rows import normalise
 from helpers.runs import Run, start_run
+from tools import attempt
 
 PACKAGE, VERSION = "botocore", "1.44.5"
 FILE = re.compile(r"botocore/data/(?P<service>[^/]+)/(?P<api>[\d-]+)/(?P<kind>[\w-]+)\.json(\.gz)?")
@@ -165,4 +167,10 @@ if __name__ == "__main__":
     parser.add_argument("preset", help="of a run: a preset, or the path of a .toml file")
     parser.add_argument("collection", type=Path, help="a folder in BEIR's layout, or its qrels")
     given = parser.parse_args()
-    print(score(start_run(given.preset), beir_collection(given.collection)).to_string(index=False))
+
+    def action() -> list[Path]:
+        run = start_run(given.preset, typed=True)
+        print(score(run, beir_collection(given.collection)).to_string(index=False))
+        return []
+
+    sys.exit(attempt(action))

@@ -118,7 +118,7 @@ def lines(frame: pd.DataFrame, title: str, ylabel: str = "") -> Figure:
     ``frame`` has one row a model, and one ascending numeric column for each point. A model with a
     single value, such as BM25, becomes a level.
     """
-    figure, axes = plt.subplots(figsize=(6, 3.8))
+    figure, axes = plt.subplots(figsize=(4.8, 3.8))
     ends = {}
     for model, row in frame.iterrows():
         label, colour, line = look(model)

@@ -19,10 +19,9 @@ from helpers.config import FURTHER, NOTEBOOKS, ROOT
 COLAB = "https://colab.research.google.com/github"
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^():#\s]+)(#[^)\s]*)?\)")
 CONTENTS = {
-    "Start": ("../run",),
     "The series": NOTEBOOKS,
     "Going further": FURTHER,
-    "More": ("scripts/README", "glossary", "../results/README"),
+    "More": ("../run", "scripts/README", "glossary", "../results/README"),
 }
 
 
@@ -34,7 +33,10 @@ def write_sources(folder: Path) -> None:
     shutil.copytree(ROOT / "helpers", folder / "helpers", ignore=lambda *_: ["__pycache__"])
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     first_screen, rest = readme.split("\n## Run it\n")
-    (folder / "index.md").write_text(first_screen + _contents(), encoding="utf-8")
+    title, _, text = first_screen.partition("\n")
+    start = f"[Start reading: the first notebook](notebooks/{NOTEBOOKS[0]}.ipynb)"
+    index = f"{title}\n\n{start}\n{text}{_contents()}"
+    (folder / "index.md").write_text(index, encoding="utf-8")
     (folder / "run.md").write_text(f"# Run it yourself\n{rest}", encoding="utf-8")
     for name in NOTEBOOKS + FURTHER:
         path = folder / "notebooks" / f"{name}.ipynb"

@@ -11,6 +11,7 @@ exclude_patterns = ["download", "helpers"]  # to be downloaded as they are
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
+nb_merge_streams = True
 
 html_theme = "sphinx_book_theme"
 html_theme_options = {

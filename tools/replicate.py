@@ -429,9 +429,8 @@ def draw_leads(found: pd.DataFrame, dims: Sequence[int], metric: str) -> Figure:
     shown = found[(found["split"] == "test") & (found["way"] == "float32")]
     shown = shown[(shown["before"] == "mnrl_rotated") & (shown["after"] == "tuned")]
     shown = shown[(shown["metric"] == metric) & shown["dim"].isin(dims)]
-    figure, panels = plt.subplots(
-        1, len(dims), figsize=(8.4, 4.4), sharex=True, sharey=True, layout="constrained"
-    )
+    shape = {"figsize": (5.6, 6.4), "layout": "constrained"}
+    figure, panels = plt.subplots(len(dims), 1, sharex=True, sharey=True, **shape)
     places, ticks = {}, {}
     height = 0.0
     for setting in shown["setting"].unique():
@@ -464,9 +463,8 @@ def draw_leads(found: pd.DataFrame, dims: Sequence[int], metric: str) -> Figure:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
     ahead = shown.assign(ahead=shown["low"] > 0).groupby("dim")["ahead"].agg(["sum", "size"])
-    said = " and ".join(f"at {dim} in {ahead['sum'][dim]}" for dim in dims)
-    trainings = f"of {ahead['size'].max()} trainings"
-    figure.suptitle(f"Matryoshka is clearly ahead of a rotation {said} {trainings}")
+    said = [f"in {row['sum']} of {row['size']} at {dim}" for dim, row in ahead.iterrows()]
+    figure.suptitle(f"Matryoshka is clearly ahead of a rotation\n{', '.join(said)}")
     figure.supxlabel(f"tuned minus the rotated control, test {metric_name(metric)}", fontsize=11)
     low, high = panels[0].get_xlim()
     panels[0].set_xlim(low, high + (high - low) * 0.3)  # room for the means

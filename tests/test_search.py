@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.metrics import prefix
-from helpers.search import overlap, rerank, search
+from helpers.search import mining_limits, overlap, rerank, search
 
 
 def unit(rows, dim, seed=0):
@@ -66,6 +66,11 @@ def test_memory_of_many_queries_is_bounded(monkeypatch):
     best = whole.topk(5, dim=1).indices
     assert search(queries, corpus, 5).equal(best) and best.equal(shortlist[:, :5])
     assert rerank(queries, corpus, shortlist, 5).equal(best)
+
+
+def test_mining_compares_as_many_queries_at_once_as_fit_in_memory():
+    limits = [tuple(mining_limits(number, 1000).values()) for number in (6_800, 200_000)]
+    assert limits == [(16_384, 1000), (671, 167)]
 
 
 def test_overlap_is_the_share_of_what_is_wanted():

@@ -463,7 +463,7 @@ def draw_leads(found: pd.DataFrame, dims: Sequence[int], metric: str) -> Figure:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
     ahead = shown.assign(ahead=shown["low"] > 0).groupby("dim")["ahead"].agg(["sum", "size"])
-    said = [f"in {row['sum']} of {row['size']} at {dim}" for dim, row in ahead.iterrows()]
+    said = [f"in {row['sum']} of {row['size']} trainings at {dim}" for dim, row in ahead.iterrows()]
     figure.suptitle(f"Matryoshka is clearly ahead of a rotation\n{', '.join(said)}")
     figure.supxlabel(f"tuned minus the rotated control, test {metric_name(metric)}", fontsize=11)
     low, high = panels[0].get_xlim()

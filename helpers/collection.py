@@ -78,12 +78,12 @@ class RetrievalData:
         ``num_negatives`` if none has any; None where a query lacks one.
         """
         rows = self.pairs("train").drop_duplicates("query", ignore_index=True)
-        found = self.queries.loc[self.queries["split"] == "train", "negative"]
-        own = [() if texts is None else texts for texts in found]
-        usual = Counter(map(len, filter(len, own))).most_common(1)
+        column = self.queries.loc[self.queries["split"] == "train", "negative"]
+        negatives = [() if texts is None else texts for texts in column]
+        usual = Counter(map(len, filter(len, negatives))).most_common(1)
         for place in range(usual[0][0] if usual else num_negatives):
             name = f"negative_{place + 1}" if place else "negative"
-            rows[name] = [texts[place] if place < len(texts) else None for texts in own]
+            rows[name] = [texts[place] if place < len(texts) else None for texts in negatives]
         return rows
 
     def fill_negatives(self, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -188,7 +188,7 @@ def collect(kept: TripletFilter) -> RetrievalData:
         print(
             f"Most passages are numbers, such as {next(iter(passages))!r}: are they ids of texts?"
         )
-    if damaged := [found[0] for text in passages if (found := _DAMAGED.search(text))]:
+    if damaged := [match[0] for text in passages if (match := _DAMAGED.search(text))]:
         print(
             f"{len(damaged):,} passages hold HTML or broken characters, such as {damaged[0]!r}. "
             "They stay as they are: clean the file first, for example with ftfy."

@@ -52,11 +52,6 @@ def bm25_ranking(queries: Sequence[str], passages: Sequence[str], k: int = 10) -
     characters if most of the passages' letters are of such a script. In scripts that write vowels
     as marks, such as Devanagari, a word is all that stands between spaces.
 
-    Args:
-        queries: Texts, at least one.
-        passages: The corpus; a passage's id is its row number.
-        k: Passages to return for each query.
-
     Returns:
         ``(num_queries, k)`` row numbers, best first; -1 instead of a passage that shares no word
         with the query.
@@ -118,11 +113,8 @@ class Interval(NamedTuple):
 class Difference(NamedTuple):
     """A mean difference of two methods on the same queries, in the unit of the scores.
 
-    Attributes:
-        mean: After minus before.
-        low: Lower end of its 95% confidence interval.
-        high: Upper end.
-        p_value: How often chance alone makes a mean difference at least as large, either way.
+    ``mean`` is after minus before, with its 95% confidence interval. ``p_value`` says how often
+    chance alone makes a mean difference at least as large, either way.
     """
 
     mean: float
@@ -142,7 +134,7 @@ def mean_interval(scores: Sequence[float], seed: int = 0, resamples: int = 10_00
     It draws the queries again ``resamples`` times, with replacement; there must be two or more.
     """
     scores = np.asarray(scores, dtype=float)
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (scores,),
         np.mean,
         n_resamples=resamples,
@@ -150,7 +142,7 @@ def mean_interval(scores: Sequence[float], seed: int = 0, resamples: int = 10_00
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(float(scores.mean()), float(found.low), float(found.high))
+    return Interval(float(scores.mean()), float(interval.low), float(interval.high))
 
 
 def paired_difference(
@@ -161,9 +153,6 @@ def paired_difference(
     Both methods' scores are of the same queries in the same order. The interval draws the queries
     again. The test swaps each query's two scores at random, and asks how often the mean difference
     is then as large. Neither covers another training seed.
-
-    Raises:
-        ValueError: other numbers of queries.
 
     References:
         Smucker, Allan and Carterette, "A comparison of statistical significance tests for

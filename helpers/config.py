@@ -145,7 +145,7 @@ class Experiment(TrainingSettings):
     @property
     def dataset_on_hub(self) -> bool:
         """Whether the dataset is one of the Hugging Face Hub."""
-        return not (self.dataset_is_file or self.dataset.startswith("pypi:"))
+        return on_hub(self.dataset)
 
     @property
     def num_queries(self) -> int | None:
@@ -164,11 +164,7 @@ class Experiment(TrainingSettings):
         return settings | {key: path.name for key, path in local.items() if path.is_absolute()}
 
     def replace(self, **changes) -> "Experiment":
-        """A copy with some settings changed, and checked.
-
-        Raises:
-            ValueError: a bad value, or no such setting.
-        """
+        """A copy with some settings changed. Raises ValueError for a bad value or name."""
         try:
             return type(self)(**self.model_dump(exclude_unset=True) | changes)
         except ValidationError as error:
@@ -226,6 +222,11 @@ _TIED = {
 def is_file_name(name: str) -> bool:
     """Whether a name ends as a file of rows does, in upper or lower case."""
     return name.lower().endswith(SUFFIXES)
+
+
+def on_hub(name: str) -> bool:
+    """Whether a model or dataset is one of the Hub, and not of a package or a path here."""
+    return not (name.startswith("pypi:") or is_file_name(name) or Path(name).is_absolute())
 
 
 def find_experiment(choice: str) -> Experiment:

@@ -108,13 +108,7 @@ def median_seconds(action: Callable[[], object], repeats: int = 7) -> float:
 
 
 def product_speed(kind: str, precision: str, size: int = 1024) -> float:
-    """Measure a product of two square matrices: multiplications and additions a second.
-
-    Args:
-        kind: "cpu" or "cuda".
-        precision: "float32", "bf16" or "fp16".
-        size: Rows of a matrix.
-    """
+    """Measure a product of two square matrices: multiplications and additions a second."""
     matrix = torch.ones(size, size, dtype=DTYPES.get(precision, torch.float32), device=kind)
 
     def product() -> float:

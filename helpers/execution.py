@@ -16,11 +16,7 @@ QUIET = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "T
 
 
 class Watcher(NotebookClient):
-    """A notebook client that prints each cell's first line, and what the cell prints.
-
-    Attributes:
-        label: The notebook's name, put before each line.
-    """
+    """A notebook client that prints ``label``, each cell's first line, and what the cell prints."""
 
     def __init__(self, notebook, label: str, **options):
         quiet = ["--log-level=ERROR"]  # or each kernel warns that it listens on loopback
@@ -67,10 +63,7 @@ class Watcher(NotebookClient):
 def run_notebook(source: Path, target: Path, choice: str) -> None:
     """Execute a notebook in its own folder and save it with its outputs, also if a cell fails.
 
-    Args:
-        source: The notebook.
-        target: Where to save it.
-        choice: The preset or ``.toml`` file that it runs.
+    ``choice`` is the preset or ``.toml`` file that it runs.
 
     Raises:
         CellExecutionError: a cell failed.

@@ -76,8 +76,8 @@ def _shards(path: Path) -> list[Path]:
     """The file, or the files of a folder without hidden ones, which must be of one type."""
     if not path.is_dir():
         return [path]
-    found = [file for file in path.rglob("*") if is_file_name(file.name) and file.is_file()]
-    files = [f for f in found if all(part[0] not in "._" for part in f.relative_to(path).parts)]
+    tables = [file for file in path.rglob("*") if is_file_name(file.name) and file.is_file()]
+    files = [f for f in tables if all(part[0] not in "._" for part in f.relative_to(path).parts)]
     types = sorted({file.suffix.lower() for file in files})
     if len(types) != 1:
         raise ValueError(
@@ -219,8 +219,8 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 if error.msg != "Extra data":
                     raise
                 raise ValueError(f"{path}: each line is an array. {_ADVICE}") from None
-            for number, found in enumerate(array, start=1):
-                yield _json_row(f"object {number}", found)
+            for number, item in enumerate(array, start=1):
+                yield _json_row(f"object {number}", item)
             return
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -231,8 +231,8 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 yield Row(f"line {number}", None, "not valid JSON")
 
 
-def _json_row(place: str, found) -> Row:
-    return Row(place, found) if isinstance(found, dict) else Row(place, None, "not a JSON object")
+def _json_row(place: str, item) -> Row:
+    return Row(place, item) if isinstance(item, dict) else Row(place, None, "not a JSON object")
 
 
 def _table(path: Path) -> Iterator[Row]:

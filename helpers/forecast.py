@@ -23,11 +23,8 @@ AGREEMENT = {"mrr": 0.01, "ndcg": 0.01, "recall": 0.02}
 def minutes(run: Run) -> tuple[float, float] | None:
     """Estimate from the model, the rows and this machine how long the six notebooks take.
 
-    Returns:
-        The least and the most minutes to expect; None if the rows are on the Hub.
-
-    Raises:
-        ValueError, FileNotFoundError: as :func:`helpers.rows.read_rows`; or rows have labels.
+    Return the least and the most to expect; None if the rows are on the Hub. Raises as
+    :func:`helpers.rows.read_rows`, or ValueError if rows have labels.
     """
     experiment = run.experiment
     if experiment.dataset_on_hub:

@@ -9,7 +9,6 @@ from pathlib import Path
 MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.model")
 READS = 3  # tries of a read, each of them six of the Hub's client: under 5 minutes if all is dead
 LONGEST_WAIT = 360  # seconds; the Hub counts requests in windows of 300
-DISK_FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 class HubError(RuntimeError):
@@ -101,15 +100,21 @@ def _remedy(error: Exception) -> str | None:
         return None
     if constants.HF_HUB_OFFLINE and caused_by(OSError):
         return "It isn't in the cache: unset HF_HUB_OFFLINE, so that the Hub can be asked."
-    if any(getattr(each, "errno", None) in DISK_FULL_OR_READ_ONLY for each in chain):
-        return "Make room on the disk, or set HF_HOME to a folder that you can write to."
+    errnos = {getattr(each, "errno", None) for each in chain}
+    if errnos & {errno.ENOSPC, errno.EDQUOT}:
+        return "Make room on the disk, or set HF_HOME to a folder on another one."
+    if errnos & {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return "Set HF_HOME to a folder that you can write to."
     if caused_by(errors.GatedRepoError) or "is a gated" in str(error):
         return "Accept its terms on its page, and log in: hf auth login"
     if caused_by(DatasetNotFoundError) or statuses & {401, 403, 404, 410}:
         return "Check its name and revision. If they're right, it's private: hf auth login"
     # datasets raises a bare RuntimeError for a dataset that comes as a script.
-    if isinstance(error, DatasetsError) or type(error) is RuntimeError:
+    is_script = type(error) is RuntimeError and "script" in str(error)
+    if isinstance(error, DatasetsError) or is_script:
         return "It can't be read: take another dataset, subset or revision."
+    if type(error) is FileNotFoundError:  # such as of a package that isn't installed
+        return None
     if caused_by(OSError, errors.HTTPError, *damaged):
         return "Check the connection and run this again: it starts over."
     return None

@@ -17,11 +17,8 @@ from helpers.sources import model_folder
 def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
     """Load the run's base model, or instead one that was trained from it and saved in ``folder``.
 
-    Raises:
-        ValueError: the model has other dimensions or other pooling than the experiment says, reads
-            fewer tokens, needs code of its own, or its file isn't the expected one.
-        FileNotFoundError: the package that holds the model isn't installed.
-        HubError: it is on the Hub, and can't be had.
+    Raises ValueError if the model isn't as the experiment says, or needs code of its own; else as
+    :func:`helpers.sources.model_folder`.
     """
     experiment = run.experiment
     source = folder or model_folder(experiment.model, experiment.model_revision)
@@ -38,9 +35,9 @@ def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
             f"{experiment.model} needs code of its own (trust_remote_code), which would run "
             "whatever its folder holds. That isn't supported: take another model"
         ) from error
-    own = [model.prompts.get(name) for name in ("document", "passage", "corpus")]
+    own_prompts = [model.prompts.get(name) for name in ("document", "passage", "corpus")]
     prompts = {"query": experiment.query_prompt, "document": experiment.document_prompt}
-    model.prompts["document"] = next(filter(None, own), "")
+    model.prompts["document"] = next(filter(None, own_prompts), "")
     model.prompts |= {kind: text for kind, text in prompts.items() if text is not None}
     if model.truncate_dim is not None:
         _say_once(f"{experiment.model} was saved with truncate_dim; loaded at full size instead")
@@ -63,9 +60,9 @@ def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
     pooling = next((m.pooling_mode for m in model if isinstance(m, Pooling)), None)
     wanted = experiment.pooling
     if wanted is not None and (pooling != wanted or not isinstance(model[-1], Normalize)):
-        found = ", ".join(type(module).__name__ for module in model)
+        layers = ", ".join(type(module).__name__ for module in model)
         raise ValueError(
-            f"{experiment.model} loaded as {found} with {pooling} pooling, but it should have "
+            f"{experiment.model} loaded as {layers} with {pooling} pooling, but it should have "
             f"{wanted} pooling and normalise: its modules.json is missing or changed; delete the "
             "model's folder in the Hub's cache and load it again"
         )
@@ -90,8 +87,7 @@ def check_beginnings(model: SentenceTransformer, kind: str, texts: Sequence[str]
 
     ``kind`` is the prompt that is put before them: "query" or "document".
 
-    Raises:
-        ValueError: fewer than ``k`` differ.
+    Raises ValueError if fewer than ``k`` differ.
     """
     limit, prompt = model.max_seq_length, model.prompts.get(kind) or ""
     # Only texts that begin alike are cut into tokens: a character is four tokens at most.

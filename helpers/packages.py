@@ -36,10 +36,8 @@ def packaged_file(package: str) -> Path:
 
     What is spread over several packages is unpacked into ``build/`` first.
 
-    Raises:
-        ValueError: no package of ``PACKAGES`` or ``PIECES``, or the file's SHA-256 isn't the
-            expected one.
-        FileNotFoundError: the package isn't installed, or the file is missing from it.
+    Raises ValueError if the file's SHA-256 isn't the expected one, FileNotFoundError if the package
+    isn't installed.
     """
     if package in PIECES:
         return _unpacked(package)
@@ -67,10 +65,10 @@ def _file(package: str, ending: str) -> Path:
 
 
 def _checked(path: Path, expected: str, package: str) -> Path:
-    if (found := sha256(path)) != expected:
+    if (digest := sha256(path)) != expected:
         raise ValueError(
             f"{path.name} of the package {package} isn't the file these notebooks were made with: "
-            f"its SHA-256 is {found}, expected {expected}"
+            f"its SHA-256 is {digest}, expected {expected}"
         )
     return path
 

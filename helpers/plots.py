@@ -141,9 +141,7 @@ def lines(frame: pd.DataFrame, title: str, ylabel: str = "") -> Figure:
 def label_ends(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:
     """Write each line's name to the right of its end, moved apart where names would overlap.
 
-    Args:
-        axes: Where the lines are; set its limits first.
-        ends: For each name the height of its line's end, and its colour.
+    ``ends`` has for each name the height of its line's end, and its colour. Set the limits first.
     """
     low, high = axes.get_ylim()
     gap = (high - low) * 0.068

@@ -80,8 +80,7 @@ def hub_rows(stream: IterableDataset, experiment: Experiment) -> Iterator[dict]:
 
     Close it if you stop early: a connection that stays open holds up the end of the process.
 
-    Raises:
-        ValueError: the dataset has no such column of texts.
+    Raises ValueError if the dataset has no such column of texts.
     """
     # By the thousand, which takes a seventh of the time of row by row.
     batches = stream.with_format("arrow").iter(batch_size=1000)
@@ -142,12 +141,12 @@ def _columns(present: list[str], experiment: Experiment) -> dict[str, list[str]]
     ):
         given = getattr(experiment, f"{role}_column")
         wanted = (given,) if given else usual
-        found = [name for name in wanted if name in present][:1]
+        columns = [name for name in wanted if name in present][:1]
         if role == "negative":
             numbered = re.escape(wanted[0]) + r"((?<=\D)[ _-]?\d+)?"
-            found = [name for name in present if re.fullmatch(numbered, name)]
-        if found:
-            names[role] = found
+            columns = [name for name in present if re.fullmatch(numbered, name)]
+        if columns:
+            names[role] = columns
         elif given or role != "negative":
             raise ValueError(
                 f"{dataset} has no column {' or '.join(map(repr, wanted))}; it has "
@@ -167,5 +166,5 @@ def _columns(present: list[str], experiment: Experiment) -> dict[str, list[str]]
 
 
 def _guess(name: str) -> str:
-    found = (guess for sign, guess in _GUESSES.items() if re.search(sign, name, re.IGNORECASE))
-    return next(found, "").format(name.rstrip("0123456789 _-"))
+    guesses = (guess for sign, guess in _GUESSES.items() if re.search(sign, name, re.IGNORECASE))
+    return next(guesses, "").format(name.rstrip("0123456789 _-"))

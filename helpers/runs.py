@@ -146,7 +146,7 @@ def _open(choice: str, look_up: bool) -> "Run":
             f"{choice}: precision is 'fp16', but a CPU trains in float32 or bf16 only: set it to "
             "'auto'"
         )
-    _write_json(folder / "run.json", state)
+    write_json(folder / "run.json", state)
     return run
 
 
@@ -231,7 +231,8 @@ class Run:
         """Write an artefact and its manifest, whole or not at all.
 
         Names ending in ``.parquet`` and ``.csv`` take a DataFrame, in ``.safetensors`` a
-        dictionary of tensors. A SentenceTransformer, or what is saved as one is, becomes a folder.
+        dictionary of tensors. All others become a folder, and take a SentenceTransformer or a
+        function that writes to the path that it's given.
         """
         target, manifest = self.path(name), self.path(f"{name}.manifest.json")
         with atomic_write(target) as scratch:
@@ -242,8 +243,10 @@ class Run:
             elif target.suffix == ".safetensors":
                 tensors = {key: tensor.contiguous() for key, tensor in value.items()}
                 safetensors.torch.save_file(tensors, scratch)
-            else:
+            elif hasattr(value, "save"):
                 value.save(str(scratch), create_model_card=False)
+            else:
+                value(scratch)
             # The manifest goes first and comes back last: what has none may be half written.
             manifest.unlink(missing_ok=True)
         content = {
@@ -254,7 +257,7 @@ class Run:
             "versions": versions(),
             "sha256": _hashes(target),
         }
-        _write_json(manifest, content)
+        write_json(manifest, content)
         return target
 
     def load(self, name: str):
@@ -303,8 +306,8 @@ class Run:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     packages = "sentence-transformers", "transformers", "datasets", "accelerate", "torch", "numpy"
-    found = {package: importlib.metadata.version(package) for package in packages}
-    return {"python": platform.python_version()} | found
+    numbers = {package: importlib.metadata.version(package) for package in packages}
+    return {"python": platform.python_version()} | numbers
 
 
 @contextmanager
@@ -354,15 +357,16 @@ def _hashes(target: Path, known=None) -> dict[str, str]:
     return {name: sha256(p) for name, p in names.items() if known is None or name in known}
 
 
-def _write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict | list) -> None:
+    """Write JSON, whole or not at all."""
     with atomic_write(path) as scratch:
-        scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        scratch.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict:
     """The object in a JSON file; empty if it is missing, broken or something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -19,8 +19,8 @@ def mining_limits(num_queries: int, candidates: int) -> dict[str, int]:
 
     It keeps the ``candidates`` most similar passages of all queries; of many queries, fewer.
     """
-    kept = max(50, 2**25 // num_queries)
-    return {"faiss_batch_size": queries_at_once(num_queries), "range_max": min(candidates, kept)}
+    most = max(50, 2**25 // num_queries)
+    return {"faiss_batch_size": queries_at_once(num_queries), "range_max": min(candidates, most)}
 
 
 def search(queries: torch.Tensor, corpus: torch.Tensor, k: int) -> torch.Tensor:
@@ -52,13 +52,13 @@ def rerank(
     return torch.cat(best)
 
 
-def overlap(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Return the share of ``wanted`` that ``found`` holds, row by row, on average.
+def overlap(results: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return the share of ``wanted`` that ``results`` hold, row by row, on average.
 
     Both are ``(num_queries, any)`` row numbers of passages; -1 in ``wanted`` isn't counted.
 
     >>> overlap(torch.tensor([[3, 1]]), torch.tensor([[1, 2]]))
     0.5
     """
-    held = (wanted[:, :, None] == found[:, None, :]).any(dim=2)
-    return held[wanted >= 0].double().mean().item()
+    is_there = (wanted[:, :, None] == results[:, None, :]).any(dim=2)
+    return is_there[wanted >= 0].double().mean().item()

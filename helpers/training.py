@@ -31,14 +31,8 @@ class PlannedBatches(DefaultBatchSampler):
     length says, and the trainer stops at that length; here the length is right. A batch of one
     row is left out: its query has no other passages to be told from.
 
-    Args:
-        dataset: Training rows.
-        batch_size: Rows in a batch at most.
-        drop_last: Not used: batches that aren't full are trained on as well.
-        epochs: Passes over the rows.
-        generator: Draws the order; None for a new one.
-        seed: Of the first pass; each further pass has the next one.
-        options: Passed on to sentence-transformers.
+    Batches that aren't full are trained on as well, whatever ``drop_last`` says. ``seed`` is of
+    the first pass; each further pass has the next one.
     """
 
     def __init__(
@@ -62,8 +56,7 @@ class PlannedBatches(DefaultBatchSampler):
 def plan_batches(rows: Dataset, recipe: Experiment) -> tuple[partial, int]:
     """Return a sampler for the trainer, and how many steps it takes for all of a recipe's epochs.
 
-    Raises:
-        ValueError: no two rows can share a batch.
+    Raises ValueError if no two rows can share a batch.
     """
     sampler = partial(PlannedBatches, epochs=recipe.epochs)
     batches = sampler(rows, recipe.batch_size, drop_last=False, seed=recipe.seed)
@@ -108,8 +101,8 @@ def last_checkpoint(folder: str | Path) -> str | None:
     The trainer writes ``trainer_state.json`` last. A checkpoint without a readable one was cut
     short, and is deleted.
     """
-    found = sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    for checkpoint in reversed(found):
+    checkpoints = sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    for checkpoint in reversed(checkpoints):
         try:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError, UnicodeDecodeError):
@@ -126,11 +119,6 @@ class DevScores(SentenceEvaluator):
     others make up that number. So its scores are higher than those of a search through the whole
     corpus. The experiment's ``k``, which may change after training, plays no part. A query's own
     text is left out of its ranking.
-
-    Args:
-        dev: The dev queries.
-        passages: The corpus.
-        run: Says how to encode.
     """
 
     def __init__(self, dev: Split, passages: list[str], run: Run):

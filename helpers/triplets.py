@@ -87,8 +87,8 @@ class TripletFilter:
         if kept is None:
             self._mark(outcome, row)
             return
-        alone = kept["query"] is None
-        if not alone:
+        is_distractor = kept["query"] is None
+        if not is_distractor:
             query = normalise(kept["query"])
             self._queries.setdefault(query, kept["query"])
             self._answers.add((query, normalise(kept["positive"])))
@@ -96,7 +96,7 @@ class TripletFilter:
         for text in (kept["positive"], *(kept["negative"] or ())):
             if (key := normalise(text)) not in self._passages:
                 self._passages[key] = text
-                self._distractors += alone
+                self._distractors += is_distractor
         self.rows.append(kept)
 
     def _mark(self, what: str, row: dict) -> None:
@@ -111,23 +111,23 @@ class TripletFilter:
 
     def table(self) -> pd.DataFrame:
         """What became of the rows: columns ``rows`` and ``first`` (where dropped ones are)."""
-        found = [
+        rows = [
             (outcome, number, ", ".join(self.places.get(outcome, [])))
             for outcome, number in self.counts.most_common()
         ]
-        return pd.DataFrame(found, columns=["what", "rows", "first"]).set_index("what")
+        return pd.DataFrame(rows, columns=["what", "rows", "first"]).set_index("what")
 
     def _judge(self, row: dict) -> tuple[str, dict | None]:
         if "unreadable" in row:
             return f"dropped: {row['unreadable']}", None
-        query, positive, *found = (
+        query, positive, *texts = (
             self._without_controls(text, row)
             for text in (row.get("query"), row.get("positive"), *(row.get("negative") or ()))
         )
         if reason := _unusable(positive, self.experiment.min_passage_words):
             return f"dropped: passage {reason}", None
         negatives: dict[str, str] = {}
-        for text in found:
+        for text in texts:
             if not (reason := _unusable(text, 1)):
                 negatives.setdefault(normalise(text), self._first_spelling(text))
             elif reason not in ("missing", "empty"):
@@ -209,8 +209,8 @@ def refuse_labels(kept: TripletFilter) -> None:
     """Raise ValueError if a column that isn't read holds 0 and 1 only, whatever their type."""
     dataset, config = kept.experiment.dataset, kept.experiment.dataset_config
     for name, values in kept.unread.items():
-        found = values - _NULLS - {""}
-        if found <= _RIGHT | _WRONG and found & _RIGHT and found & _WRONG:
+        labels = values - _NULLS - {""}
+        if labels <= _RIGHT | _WRONG and labels & _RIGHT and labels & _WRONG:
             rows = f"(row.columns or {{}} for row in read_file({dataset!r}))"
             target = str(Path(dataset).with_name("right.jsonl"))
             if kept.experiment.dataset_on_hub:
@@ -223,6 +223,6 @@ def refuse_labels(kept: TripletFilter) -> None:
                 "answers, keep the 1s with this line, and set dataset to what it writes:\n"
                 "import pandas as pd; from datasets import load_dataset; from helpers.files import "
                 f"read_file; pd.DataFrame(row for row in {rows} if str(row.get({name!r})).strip()"
-                f".lower() in {found & _RIGHT}).to_json({target!r}, orient='records', lines=True)"
+                f".lower() in {labels & _RIGHT}).to_json({target!r}, orient='records', lines=True)"
                 "\nIf it means something else, leave the column out of the file."
             )

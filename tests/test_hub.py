@@ -276,14 +276,23 @@ def test_offline_takes_what_is_in_the_cache_and_says_what_is_not(
             ask()
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
-def test_a_full_or_readonly_disk_says_what_to_do(model, monkeypatch, number):
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "Make room on the disk, or set HF_HOME"), (errno.EACCES, "Set HF_HOME to a")],
+)
+def test_a_full_or_readonly_disk_says_what_to_do(model, monkeypatch, number, remedy):
     def http_get(*arguments, **options):
         raise OSError(number, "no")
 
     monkeypatch.setattr(file_download, "http_get", http_get)
-    with pytest.raises(HubError, match="Make room on the disk, or set HF_HOME"):
+    with pytest.raises(HubError, match=remedy):
         fetch_model(*model)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("no package"), RuntimeError("no memory")])
+def test_what_is_not_the_hubs_passes_as_it_is(error):
+    with pytest.raises(type(error), match=str(error)), hub_session("the dataset"):
+        raise error
 
 
 def test_a_model_that_is_not_there_is_named(hub, model):

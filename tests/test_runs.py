@@ -179,7 +179,7 @@ def test_a_save_that_is_cut_short_before_its_manifest_is_not_trusted(run, monkey
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_write_json", killed)
+    monkeypatch.setattr(module, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         run.save("qrels.parquet", FRAME.head(1))
     with pytest.raises(ArtifactError, match="has no readable manifest"):

@@ -103,6 +103,36 @@ def test_the_verdict_holds_in_each_setting(setting):
     assert both < at["tuned", "float32", 64] < signs, "bits first, if queries are in float32"
 
 
+def test_what_notebook_5_says_of_recall_rows_and_other_texts():
+    test = LEADS[(LEADS["split"] == "test") & (LEADS["way"] == "float32")]
+    recall = test[(test["metric"] == "recall@10") & test["setting"].isin(MAIN)]
+    assert (len(recall), (recall["mean"] < 0).sum(), (recall["high"] < 0).sum()) == (6, 5, 1)
+    lead = test[(test["before"] == "mnrl_rotated") & (test["after"] == "tuned")]
+    lead = lead[lead["metric"] == "mrr@10"].set_index(["setting", "dim"])["low"] > 0
+    for texts, at_64 in (("Wikipedia", True), ("docstrings", False)):
+        few = f"MiniLM, {texts}, 1,000 rows"
+        assert not lead[few, 32] and lead[few, 64] == at_64
+    away = SETTINGS[~SETTINGS["split"].isin(["dev", "test"])]
+    away = away[away["way"].isin(["words", "float32"])].fillna({"dim": 0})
+    away = away.set_index(["setting", "split", "dim", "recipe"])["ndcg@10"].sort_index()
+    for setting, other in zip(MAIN, ("docstrings", "wikipedia"), strict=True):
+        elsewhere, second = away[setting, other], away[setting, "second"]
+        assert elsewhere.idxmax() == (0, "bm25")
+        assert second[384, "tuned"] > second[384, "base"]
+    second = away["MiniLM, Wikipedia", "second"]
+    assert second[64, "tuned"] < second[64, "mnrl_rotated"] < second[0, "bm25"]
+
+
+def test_what_own_data_says_of_pairs():
+    parts = SETTINGS[SETTINGS["setting"].str.contains("docstrings") & (SETTINGS["split"] == "test")]
+    parts = parts[(parts["way"] == "float32") & (parts["seed"] == 0)]
+    score = parts.set_index(["dim", "recipe", "rows"])["mrr@10"]
+    base = MEANS.mean()["MiniLM, docstrings", "base", "float32"]
+    rows = score.sort_index()[64, "tuned"]
+    assert rows.is_monotonic_increasing and rows.index[0] == 250
+    assert rows[250] > base[64] and score[384, "tuned", 250] > base[384]
+
+
 def test_every_search_is_measured_on_every_collection():
     exact = SEARCH[SEARCH["method"] == "exact_full"]
     assert exact["mrr@10"].dropna().unique() == pytest.approx(SCORE["tuned", 384], abs=1e-5)

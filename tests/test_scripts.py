@@ -178,7 +178,7 @@ def test_processes_that_cannot_train_together_are_refused(refusal, monkeypatch):
 
 def test_without_ray_the_command_that_installs_it_is_named(refusal, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    wanted = "pip install -r requirements-scale.txt -c constraints.txt"
+    wanted = 'pip install "ray[data]"'
     assert wanted in refusal("encode_many.py model shards out")
 
 

@@ -81,7 +81,7 @@ def main() -> None:
     try:
         import ray.data
     except ImportError as error:
-        sys.exit(f"{error}: pip install \"ray[data]\"")
+        sys.exit(f'{error}: pip install "ray[data]"')
     shards, output = sorted(args.input.resolve().glob("*.parquet")), args.output.resolve()
     if not shards:
         sys.exit(f"expected a folder of .parquet files, got {args.input}")

@@ -55,13 +55,13 @@ args = parser.parse_args()
 
 passages = read_passages(args.passages)
 try:
-    options = {"truncate_dim": args.dim, "model_kwargs": {"dtype": "float32"}}
-    model = SentenceTransformer(args.model, **options)
+    model = SentenceTransformer(args.model, model_kwargs={"dtype": "float32"})
 except (OSError, ValueError) as error:
     sys.exit(f"can't load the model {args.model}: {str(error).splitlines()[0]}")
 full = model.get_embedding_dimension()
 if args.dim is not None and not 1 <= args.dim <= full:
     sys.exit(f"expected --dim from 1 to {full}, got {args.dim}")
+model.truncate_dim = args.dim or model.truncate_dim
 stored = model.encode_document(passages, normalize_embeddings=True)  # (num_passages, dim)
 dim = args.dim or min(SMALL, stored.shape[1])
 small = prefix(stored, dim)

@@ -101,6 +101,7 @@ def test_the_verdict_holds_in_each_setting(setting):
     assert at["mnrl_rotated", "float32", 64] > at["mnrl", "float32", 64], "a rotation"
     both, signs = at["tuned", "both signs", full], at["tuned", "signs", full]
     assert both < at["tuned", "float32", 64] < signs, "bits first, if queries are in float32"
+    assert at["mnrl", "signs", full] > at["mnrl_rotated", "signs", full], "no rotation for signs"
 
 
 def test_what_notebook_5_says_of_recall_rows_and_other_texts():

@@ -12,6 +12,7 @@ servers read: SentenceTransformer(OUTPUT_FOLDER, truncate_dim=64), and normalise
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -65,8 +66,9 @@ def fine_tune(model: SentenceTransformer, rows: Dataset, dims: list[int], args) 
     kinds = {column: "query" if column == "query" else "document" for column in rows.column_names}
     prompts = {column: text for column, kind in kinds.items() if (text := model.prompts.get(kind))}
     loss = losses.MultipleNegativesRankingLoss(model, scale=20.0)
+    scratch = tempfile.TemporaryDirectory()  # the trainer wants one, but nothing is saved in it
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=f"{args.output}-checkpoints",
+        output_dir=scratch.name,
         num_train_epochs=1,
         per_device_train_batch_size=args.batch_size,
         learning_rate=args.learning_rate,
@@ -82,6 +84,7 @@ def fine_tune(model: SentenceTransformer, rows: Dataset, dims: list[int], args) 
     )
     loss = losses.MatryoshkaLoss(model, loss, matryoshka_dims=dims)
     SentenceTransformerTrainer(model=model, args=arguments, train_dataset=rows, loss=loss).train()
+    scratch.cleanup()
 
 
 def save(model: SentenceTransformer, folder: Path) -> None:

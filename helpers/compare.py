@@ -152,7 +152,8 @@ def paired_difference(
 
     Both methods' scores are of the same queries in the same order. The interval draws the queries
     again. The test swaps each query's two scores at random, and asks how often the mean difference
-    is then as large. Neither covers another training seed.
+    is then as large. Neither covers another training seed. Raises ValueError if they have other
+    numbers of queries.
 
     References:
         Smucker, Allan and Carterette, "A comparison of statistical significance tests for

@@ -120,6 +120,8 @@ def test_what_notebook_5_says_of_recall_rows_and_other_texts():
         elsewhere, second = away[setting, other], away[setting, "second"]
         assert elsewhere.idxmax() == (0, "bm25")
         assert second[384, "tuned"] > second[384, "base"]
+    other = SETTINGS[SETTINGS["split"] == "second"].groupby("setting")["queries"].unique()
+    assert [*map(list, other[MAIN])] == [[1000], [1310]]
     second = away["MiniLM, Wikipedia", "second"]
     assert second[64, "tuned"] < second[64, "mnrl_rotated"] < second[0, "bm25"]
 
@@ -132,6 +134,17 @@ def test_what_own_data_says_of_pairs():
     rows = score.sort_index()[64, "tuned"]
     assert rows.is_monotonic_increasing and rows.index[0] == 250
     assert rows[250] > base[64] and score[384, "tuned", 250] > base[384]
+    lead = LEADS[(LEADS["before"] == "mnrl_rotated") & (LEADS["split"] == "test")]
+    lead = lead[(lead["way"] == "float32") & (lead["dim"] == 64)].set_index("setting")["low"]
+    for number in ("250", "1,000"):
+        assert lead[f"MiniLM, docstrings, {number} rows"] < 0, "no better than the rotated control"
+
+
+def test_what_frozen_says_of_a_rotation_alone():
+    at = MEANS.mean().xs("float32", level="way")
+    for setting, least, most in zip(MAIN, (0.4, -0.1), (0.6, 0.1), strict=True):
+        base, rotated = (at[setting, name, 64] for name in ("base", "base_rotated"))
+        assert least < (rotated - base) / (at[setting, "base", 384] - base) < most
 
 
 def test_every_search_is_measured_on_every_collection():

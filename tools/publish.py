@@ -32,7 +32,7 @@ TAKEAWAYS = {
     "01_setup": "the first 64 of 384 dimensions can be an embedding of their own",
     "02_data": "clean triplets and an honest split come before any loss",
     "03_baseline": "three bars to beat, none of which needs training",
-    "04_training": "one wrapped loss, hardly any extra time",
+    "04_training": "a rotated start and one wrapped loss, at hardly any extra time",
     "05_evaluation": "fine-tuning is the big win; what Matryoshka adds depends on the texts",
     "06_deployment": "one model, any size: choose bits first, then dimensions, then rerank",
 }

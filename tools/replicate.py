@@ -294,11 +294,14 @@ class Replication:
 def read_all(folder: Path) -> pd.DataFrame:
     """Read every score that is kept in a folder, query by query, with the column ``setting``.
 
-    Of the published setting, the scores of trained models in float32 on its own texts are those
-    of the study, which has more seeds. All else is of a whole run: the column ``source`` says it.
+    A setting without a tuned model isn't finished, and left out. Of the published setting, the
+    scores of trained models in float32 on its own texts are those of the study, which has more
+    seeds. All else is of a whole run: the column ``source`` says it.
     """
     tables = []
     for name, setting in SETTINGS.items():
+        if not any((folder / name).glob("tuned-*")):
+            continue
         source = "run" if setting.trained else "training"
         for path in sorted((folder / name).glob("*.parquet")):
             found = pq.read_table(path).to_pandas().assign(setting=setting.title, source=source)

@@ -196,7 +196,9 @@ def _settings(scores: pd.DataFrame, leads: pd.DataFrame, predictors: pd.DataFram
     ways = ways[in_order(ways)].rename(columns=_name)
     away = scores[~scores["split"].isin(["dev", "test"]) & scores["way"].isin(["words", "float32"])]
     away = away.assign(size=away["dim"].map("{:.0f}".format).replace("nan", "words"))
+    away = away.assign(recipe=away["recipe"].map(_name))
     away = away.pivot_table(ndcg, ["setting", "split", "recipe"], "size", sort=False)
+    said = predictors.rename(columns=lambda name: name.replace("_", " "))
     return [
         "## Other models, other texts",
         "A setting is a model and a kind of text. In each, recipes are trained on its training "
@@ -216,15 +218,17 @@ def _settings(scores: pd.DataFrame, leads: pd.DataFrame, predictors: pd.DataFram
             lost="{:.0f}",
         ),
         "With rounded passages, and after a rerank of the 100 best of int8; *both signs* has the "
-        "query as signs, too, and all else has it in float32.",
+        "query as signs, too, and all else has it in float32. On Wikipedia these are "
+        "of one run, not of three seeds.",
         markdown(ways.reset_index().astype({"dim": int}), 2, **dict.fromkeys(ways, "{:.3f}")),
         f"{metric_name(ndcg)} on texts that nothing was tuned on, of the first seed. *Second* is "
         "described below; the others are the test queries of another setting.",
         markdown(away.reset_index(), 3, **dict.fromkeys(away, "{:.3f}")),
-        "What may say beforehand, on dev, where Matryoshka will lead on test: how much of the "
-        "squared length the first 64 rotated dimensions of base hold, and what plain fine-tuning "
-        "keeps at 64, cut or rotated.",
-        markdown(predictors, 1, **dict.fromkeys(predictors.columns[2:], "{:.3f}")),
+        "Can dev predict the lead on test? Two candidates: how much of the squared length the "
+        "first 64 rotated dimensions of base hold, and what plain fine-tuning keeps at 64, cut or "
+        "rotated. With fewer rows the first grows by itself, as its rotation is fitted on fewer "
+        "texts.",
+        markdown(said, 1, **dict.fromkeys(said.columns[2:], "{:.3f}")),
     ]
 
 

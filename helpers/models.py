@@ -11,30 +11,20 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 
 from helpers.device import autocast
 from helpers.runs import Run
-from helpers.sources import model_folder
+from helpers.sources import model_folder, open_model, positions
 
 
 def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
     """Load the run's base model, or instead one that was trained from it and saved in ``folder``.
 
-    Raises ValueError if the model isn't as the experiment says, or needs code of its own; else as
-    :func:`helpers.sources.model_folder`.
+    Raises ValueError if the model isn't as the experiment says; else as
+    :func:`helpers.sources.model_folder` and :func:`helpers.sources.open_model`.
     """
     experiment = run.experiment
     source = folder or model_folder(experiment.model, experiment.model_revision)
     # On a CPU plain attention trains faster than the fused one: see results/speed.csv.
     attention = {"attn_implementation": "eager"} if run.machine.device == "cpu" else {}
-    try:
-        # A bf16 or fp16 file would be loaded, and trained, as it is.
-        kwargs = {"device": run.machine.device, "model_kwargs": attention | {"dtype": "float32"}}
-        model = SentenceTransformer(str(source), **kwargs)
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(
-            f"{experiment.model} needs code of its own (trust_remote_code), which would run "
-            "whatever its folder holds. That isn't supported: take another model"
-        ) from error
+    model = open_model(source, experiment.model, run.machine.device, **attention)
     own_prompts = [model.prompts.get(name) for name in ("document", "passage", "corpus")]
     prompts = {"query": experiment.query_prompt, "document": experiment.document_prompt}
     model.prompts["document"] = next(filter(None, own_prompts), "")
@@ -44,7 +34,7 @@ def load_model(run: Run, folder: Path | None = None) -> SentenceTransformer:
         model.truncate_dim = None
     if model.similarity_fn_name == "dot":
         _say_once(f"{experiment.model} was made for the dot product; it's searched by cosine here")
-    limit = _positions(model)
+    limit = positions(model)
     if limit is not None and experiment.max_seq_length > limit:
         raise ValueError(
             f"max_seq_length is {experiment.max_seq_length}, but {experiment.model} reads at most "
@@ -111,16 +101,6 @@ def check_beginnings(model: SentenceTransformer, kind: str, texts: Sequence[str]
 @lru_cache
 def _say_once(text: str) -> None:
     print(text)
-
-
-def _positions(model: SentenceTransformer) -> int | None:
-    """How many tokens a model has positions for; None if it isn't limited by a table of them."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            # Some kinds of models count from the place after the padding's.
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - unused
-    return None
 
 
 def encode_queries(model: SentenceTransformer, texts: Sequence[str], run: Run) -> torch.Tensor:

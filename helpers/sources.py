@@ -1,14 +1,17 @@
-"""Look up what a run's settings leave open: a commit, a file's hash, what a model's files say."""
+"""Look up what a run's settings leave open: a commit, a file's hash, a model's size."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helpers.config import Experiment, on_hub
 from helpers.files import data_sha256, folder_sha256
 from helpers.hub import MODEL_FILES, dataset_commit, fetch_model
 from helpers.packages import packaged_file
+
+if TYPE_CHECKING:  # it takes seconds, and most runs start without it
+    from sentence_transformers import SentenceTransformer
 
 LONGEST = 256  # tokens that are read of a text unless max_seq_length says otherwise
 
@@ -19,8 +22,8 @@ def resolve(experiment: Experiment, commits: dict[str, str]) -> Experiment:
     Commits are taken from ``commits``, by name and revision, and new ones are added to it.
 
     Raises:
-        ValueError: a revision isn't the file's SHA-256; the model can't be trained here, doesn't
-            say its dimensions, or has none to cut.
+        ValueError: a revision isn't the file's SHA-256; the model can't be loaded or trained here,
+            or has no dimensions to cut.
         FileNotFoundError, HubError: the model or dataset isn't here, or can't be had from the Hub.
     """
     changes = {}
@@ -44,15 +47,14 @@ def resolve(experiment: Experiment, commits: dict[str, str]) -> Experiment:
                 "named, or has changed"
             )
     unknown = None in (experiment.full_dim, experiment.max_seq_length)
-    if unknown or not on_hub(experiment.model):
+    if unknown or not on_hub(experiment.model):  # is it here?
         folder = model_folder(experiment.model, changes.get("model_revision"))
-        dim = embedding_dimension(folder)
-        changes["full_dim"] = experiment.full_dim or dim
-        if changes["full_dim"] is None:
-            raise ValueError(
-                f"{experiment.model} doesn't say how many dimensions it has: set full_dim to that"
-            )
-        changes["max_seq_length"] = experiment.max_seq_length or longest_text(folder)
+    if unknown:
+        model = open_model(folder, experiment.model)
+        model.truncate_dim = None  # it may have been saved with one
+        limits = [LONGEST, model.max_seq_length, positions(model)]
+        changes["full_dim"] = experiment.full_dim or model.get_embedding_dimension()
+        changes["max_seq_length"] = experiment.max_seq_length or min(filter(None, limits))
     return experiment.replace(**changes)
 
 
@@ -81,40 +83,40 @@ def model_folder(model: str, revision: str | None) -> Path:
     return Path(model)
 
 
-def embedding_dimension(folder: Path) -> int | None:
-    """Read from a saved model's configuration how many dimensions its embeddings have.
+def open_model(folder: Path, name: str, device: str = "cpu", **options) -> "SentenceTransformer":
+    """Load a model's files in float32; ``options`` are of transformers.
 
-    None if it doesn't say. Raises ValueError if the model can't be trained here.
+    Raises ValueError if it can't be read, needs code of its own, or can't be trained here.
     """
-    sizes = ("out_features", "embedding_dimension", "word_embedding_dimension")
-    sizes += ("hidden_size", "dim", "d_model", "n_embd")  # as the kinds of transformers call it
-    modules = _read(folder / "modules.json") or []
-    if modules and (kind := modules[0]["type"].rpartition(".")[2]) != "Transformer":
-        raise ValueError(
-            f"the model in {folder} begins with {kind}: expected a transformer; other models, such "
-            "as static embeddings and routers, can't be trained here"
-        )
-    for path in [*(folder / module["path"] for module in reversed(modules)), folder]:
-        configuration = _read(path / "config.json") or {}
-        if dim := next((configuration[name] for name in sizes if name in configuration), None):
-            return dim
-    return None
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Transformer
 
-
-def longest_text(folder: Path) -> int:
-    """Return how many tokens a saved model reads of a text, at most 256."""
-    modules = _read(folder / "modules.json") or [{"path": ""}]
-    files = {path.name: _read(path) for path in (folder / modules[0]["path"]).glob("*config.json")}
-    names = ("max_seq_length", "model_max_length", "max_position_embeddings")
-    limits = [LONGEST, *(said[name] for said in files.values() for name in names if name in said)]
-    own = files.get("config.json", {})
-    if own.get("pad_token_id") == 1:  # RoBERTa's kin count positions from the padding's on
-        limits.append(own.get("max_position_embeddings", 0) - 2)
-    return min(limit for limit in limits if limit and limit > 0)
-
-
-def _read(path: Path):
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        # A bf16 or fp16 file would be loaded, and trained, as it is.
+        options |= {"dtype": "float32"}
+        model = SentenceTransformer(str(folder), device=device, model_kwargs=options)
+    except Exception as error:  # of a damaged folder, a library may raise anything
+        if "trust_remote_code" not in str(error):
+            raise ValueError(
+                f"{name} can't be loaded by sentence-transformers: {type(error).__name__}: {error}"
+            ) from error
+        raise ValueError(
+            f"{name} needs code of its own (trust_remote_code), which would run whatever its "
+            "folder holds. That isn't supported: take another model"
+        ) from error
+    if not isinstance(model[0], Transformer):
+        raise ValueError(
+            f"{name} begins with {type(model[0]).__name__}: expected a transformer; other models, "
+            "such as static embeddings and routers, can't be trained here"
+        )
+    return model
+
+
+def positions(model: "SentenceTransformer") -> int | None:
+    """Return how many tokens a model has positions for; None if no table of them limits it."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and hasattr(module, "num_embeddings"):
+            # RoBERTa's kin count from the place after the padding's.
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - unused
+    return None

@@ -6,6 +6,9 @@ from itertools import pairwise
 
 import nbformat
 import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
 
 from helpers.config import PRESETS, ROOT, STAGES, Experiment, find_experiment, from_toml
 from helpers.files import sha256
@@ -186,7 +189,9 @@ def test_a_model_in_a_folder_next_to_the_toml_file(toml, model):
     mine = resolve(toml('preset = "wikipedia"', 'model = "model"'), {})
     assert (mine.model, mine.full_dim) == (str(model), 96)
     assert (mine.matryoshka_dims, mine.eval_dims) == ((96, 64, 32), (32, 64))
-    (model / "model.safetensors").write_bytes(b"other weights")
+    (model / "1_Pooling" / "config.json").write_text(
+        '{"embedding_dimension": 96, "pooling_mode": "mean"}'
+    )
     other = resolve(toml('preset = "wikipedia"', 'model = "model"'), {})
     assert other.up_to("model") != mine.up_to("model")
     lines = 'preset = "wikipedia"', 'model = "model"', "small_dim = 48"
@@ -207,41 +212,35 @@ def test_own_texts_are_read_as_far_as_the_model_reads(toml, tmp_path, model):
     ("file", "changes", "length"),
     [
         ("sentence_bert_config.json", {"max_seq_length": 75}, 75),
-        ("sentence_roberta_config.json", {"max_seq_length": 75}, 75),
         ("tokenizer_config.json", {"model_max_length": 80}, 80),
         ("tokenizer_config.json", {"model_max_length": int(1e30)}, 256),
-        ("config.json", {"max_position_embeddings": 90}, 90),
-        ("config.json", {"max_position_embeddings": 90, "pad_token_id": 1}, 88),
-        ("config.json", {"max_position_embeddings": -1}, 256),
+        ("config_sentence_transformers.json", {"truncate_dim": 32}, 256),
     ],
 )
-def test_a_models_own_limit_is_the_lowest_that_its_files_say(toml, model, file, changes, length):
+def test_a_models_own_size_is_what_the_library_says(toml, model, file, changes, length):
     path = model / file
-    known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(known | changes))
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     lines = 'preset = "wikipedia"', 'model = "model"', 'max_seq_length = "none"'
-    assert resolve(toml(*lines), {}).max_seq_length == length
+    mine = resolve(toml(*lines), {})
+    assert (mine.full_dim, mine.max_seq_length) == (96, length)
 
 
-def test_a_model_that_does_not_say_its_dimensions_takes_those_that_are_set(toml, model):
-    for file in model.rglob("*.json"):
-        file.unlink()
-    (model / "config.json").write_text("{}")
+def test_a_model_that_cannot_be_trained_here_is_refused_before_any_work(toml, model):
     lines = 'preset = "wikipedia"', 'model = "model"'
-    with pytest.raises(ValueError, match="doesn't say how many dimensions it has: set full_dim"):
-        resolve(toml(*lines), {})
-    assert resolve(toml(*lines, "full_dim = 96"), {}).full_dim == 96
-    kind = [{"type": "sentence_transformers.models.StaticEmbedding", "path": ""}]
-    (model / "modules.json").write_text(json.dumps(kind))
+    words = StaticEmbedding(Tokenizer.from_file(str(model / "tokenizer.json")), embedding_dim=96)
+    SentenceTransformer(modules=[words], device="cpu").save(str(model))
     with pytest.raises(ValueError, match="begins with StaticEmbedding: expected a transformer"):
-        resolve(toml(*lines, "full_dim = 96"), {})
-
-
-@pytest.mark.parametrize("dim", [64, 24])
-def test_a_model_with_nothing_to_cut_says_what_to_do(toml, model, dim):
-    for file in model.rglob("*.json"):
+        resolve(toml(*lines), {})
+    for file in model.rglob("*.safetensors"):
         file.unlink()
-    (model / "config.json").write_text(json.dumps({"hidden_size": dim}))
+    with pytest.raises(ValueError, match="model can't be loaded by sentence-transf"):
+        resolve(toml(*lines), {})
+
+
+@pytest.mark.parametrize("dim", [60, 24])
+def test_a_model_with_nothing_to_cut_says_what_to_do(toml, model, dim):
+    for name, data in tiny_bge(hidden=dim).items():
+        (model / name).write_bytes(data)
     lines = 'preset = "wikipedia"', 'model = "model"'
     with pytest.raises(ValueError, match=f"full_dim is {dim}, so there is nothing to cut to small"):
         resolve(toml(*lines), {})

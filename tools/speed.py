@@ -158,18 +158,18 @@ def time_evaluation(run: Run, num_queries: int = 300) -> list[tuple]:
             for dim in dims
         ]
     )
-    found: dict[str, object] = {}
+    scores: dict[str, object] = {}
 
     def once() -> None:
         queries, passages = encode_queries(model, asked, run), encode_passages(model, texts, run)
-        found["once"] = evaluate_truncated(queries, passages, qrels, dims, k)
+        scores["once"] = evaluate_truncated(queries, passages, qrels, dims, k)
 
     def again() -> None:
-        found["again"] = stock(model)
+        scores["again"] = stock(model)
 
     seconds = medians({"stock": again, "one encoding: this series": once})
-    for dim, score in zip(dims, found["once"][f"mrr@{k}"], strict=True):
-        assert abs(score - found["again"][f"{dim}_cosine_mrr@{k}"]) < 1e-6
+    for dim, score in zip(dims, scores["once"][f"mrr@{k}"], strict=True):
+        assert abs(score - scores["again"][f"{dim}_cosine_mrr@{k}"]) < 1e-6
     return rates(f"evaluating {len(dims)} sizes", seconds, 60, "a minute")
 
 

@@ -114,8 +114,8 @@ class Idea:
     def describe(self) -> dict:
         """Return the idea in JSON's types."""
         made_by, options = getattr(self.loss, "func", self.loss), getattr(self.loss, "keywords", {})
-        found = {"of": self.of, "changes": self.changes, "loss": made_by.__name__, **options}
-        return json.loads(json.dumps(found))
+        description = {"of": self.of, "changes": self.changes, "loss": made_by.__name__, **options}
+        return json.loads(json.dumps(description))
 
 
 def ideas(experiment: Experiment) -> dict[str, Idea]:
@@ -234,8 +234,8 @@ class Study:
                 _, each = evaluate_truncated(q, p, asked, self.dims(), k, per_query=True)
                 tables.append(each.assign(recipe=label, split=split))
                 if label in ROUNDED and split != "second":
-                    found = score_bits(q, p, asked, self.dims(), k)
-                    rounded.append(found.assign(recipe=label, split=split))
+                    scores = score_bits(q, p, asked, self.dims(), k)
+                    rounded.append(scores.assign(recipe=label, split=split))
         bits = pd.concat(rounded, ignore_index=True) if rounded else pd.DataFrame()
         return Scores(pd.concat(tables, ignore_index=True), bits)
 
@@ -257,9 +257,9 @@ class Study:
         about = self.about("base", self.run.experiment, {}, on_test=True)
         if not read_kept(path, about):
             base, bits = self.score("base", load_model(self.run), self.run, on_test=True)
-            found = pd.concat([self.score_bm25(), base])
-            found = found.assign(num_rows=0, machine=str(self.run.machine))
-            keep(path, about, Scores(found, bits))
+            queries = pd.concat([self.score_bm25(), base])
+            queries = queries.assign(num_rows=0, machine=str(self.run.machine))
+            keep(path, about, Scores(queries, bits))
         return Scores(*(table.assign(seed=pd.NA) for table in read_kept(path, about)))
 
     def trained(self, name: str, idea: Idea, seed: int, on_test: bool) -> Scores:
@@ -276,12 +276,12 @@ class Study:
                 model = start_model(run, self.rotation)
                 train_recipe(run, model, rows, self.dev_scores, idea.loss(model, recipe))
             model = load_model(run, run.load("tuned"))
-            found, bits = self.score(name, model, run, on_test)
+            queries, bits = self.score(name, model, run, on_test)
             if name == "tuned":
                 mean = averaged(start_model(run, self.rotation), model)
-                found = pd.concat([found, self.score("averaged", mean, run, on_test).queries])
-            found = found.assign(num_rows=len(rows), machine=str(run.machine))
-            keep(path, about, Scores(found, bits))
+                queries = pd.concat([queries, self.score("averaged", mean, run, on_test).queries])
+            queries = queries.assign(num_rows=len(rows), machine=str(run.machine))
+            keep(path, about, Scores(queries, bits))
             shutil.rmtree(folder)  # its scores are all we need
         return Scores(*(table.assign(seed=seed) for table in read_kept(path, about)))
 
@@ -296,7 +296,7 @@ class Study:
         negatives = queries["negative"].map(lambda texts: None if texts is None else [*texts])
         texts = [*data.passages["text"]], [*queries["text"]], [*queries["split"]], [*negatives]
         right = qrels["query"].tolist(), qrels["passage"].tolist()
-        found = {
+        about = {
             "configuration": {name: settings[name] for name in READ},
             "idea": idea,
             "on_test": on_test,
@@ -305,7 +305,7 @@ class Study:
             "roundings": ROUNDINGS if {name, f"{name}_rotated"} & {*ROUNDED} else None,
             "averaged": SHARE if name == "tuned" else None,
         }
-        return json.loads(json.dumps(found))
+        return json.loads(json.dumps(about))
 
     def rows_of(self, recipe: Experiment) -> Dataset:
         """Return the training rows with as many negatives as the recipe asks for."""
@@ -337,8 +337,8 @@ def intervals(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     rows = []
     test = scores[scores["split"] == "test"]
     for (name, dim), part in test.groupby(["recipe", "dim"], sort=False, dropna=False):
-        found = mean_interval(part.groupby("query")[metric].mean())
-        rows.append({"recipe": name, "dim": dim, **found._asdict()})
+        interval = mean_interval(part.groupby("query")[metric].mean())
+        rows.append({"recipe": name, "dim": dim, **interval._asdict()})
     return pd.DataFrame(rows)
 
 
@@ -361,9 +361,9 @@ def differences(scores: pd.DataFrame, experiment: Experiment, metric: str) -> pd
     for before, before_dim, after, after_dim in pairs:
         for seed in SEEDS:
             old = at[before, before_dim, None if before == "base" else seed]
-            found = paired_difference(old, at[after, after_dim, seed], seed)
-            rows.append((before, before_dim, after, after_dim, seed, *found))
-    columns = ["before", "before_dim", "after", "after_dim", "seed", *found._fields]
+            gain = paired_difference(old, at[after, after_dim, seed], seed)
+            rows.append((before, before_dim, after, after_dim, seed, *gain))
+    columns = ["before", "before_dim", "after", "after_dim", "seed", *gain._fields]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -424,16 +424,16 @@ def write(study: Study, scores: pd.DataFrame, rounded: pd.DataFrame) -> list[Pat
 def study(run: Run) -> list[Path]:
     """Train and score everything that isn't kept, and write the tables."""
     made = Study.of(run)
-    found = [made.untrained()]
+    trainings = [made.untrained()]
     todo = jobs(run.experiment)
     for number, (name, idea, seed, on_test) in enumerate(todo, start=1):
         print(f"{number:>2} of {len(todo)}  {name}, seed {seed}", flush=True)
-        found.append(made.trained(name, idea, seed, on_test))
-        queries = found[-1].queries
+        trainings.append(made.trained(name, idea, seed, on_test))
+        queries = trainings[-1].queries
         dev = queries[queries["split"] == "dev"].groupby(["recipe", "dim"], sort=False)
         print(dev[f"mrr@{run.experiment.k}"].mean().unstack().round(3).to_string(), flush=True)
-    scores = pd.concat([each.queries for each in found], ignore_index=True)
-    rounded = pd.concat([each.bits for each in found if len(each.bits)], ignore_index=True)
+    scores = pd.concat([each.queries for each in trainings], ignore_index=True)
+    rounded = pd.concat([each.bits for each in trainings if len(each.bits)], ignore_index=True)
     return write(made, scores, rounded)
 
 

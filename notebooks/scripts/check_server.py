@@ -68,27 +68,27 @@ def embed_cut(url: str, model: str, texts: list[str], **options) -> tuple[np.nda
             raise first from None
 
 
-def cosines(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+def cosines(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Return the cosine of each pair of rows, ``(num_rows,)``; zero where a row is all zeros."""
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    return (found * expected).sum(axis=1) / np.maximum(lengths, 1e-12)
+    lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
+    return (got * expected).sum(axis=1) / np.maximum(lengths, 1e-12)
 
 
-def faults(found: np.ndarray, expected: np.ndarray, known: dict[str, np.ndarray]) -> list[str]:
+def faults(got: np.ndarray, expected: np.ndarray, known: dict[str, np.ndarray]) -> list[str]:
     """Say in words what is wrong with a server's vectors; nothing if they are right.
 
     Args:
-        found: The server's vectors, ``(num_texts, dim)``; the last text is a long one, if it's
+        got: The server's vectors, ``(num_texts, dim)``; the last text is a long one, if it's
             there at all.
         expected: The model's, ``(5, dim)``.
         known: By fault, the vectors that it gives, ``(5, full_dim)``.
     """
-    dim, short = found.shape[1], len(expected) - 1
+    dim, short = got.shape[1], len(expected) - 1
     if dim != expected.shape[1]:
         return [f"another model: expected {expected.shape[1]} dimensions, got {dim}"]
     said = []
     kinds = {"": expected} | {name: v[:, :dim] for name, v in known.items() if v.shape[1] >= dim}
-    near = {name: cosines(found, v[: len(found)]) for name, v in kinds.items()}
+    near = {name: cosines(got, v[: len(got)]) for name, v in kinds.items()}
     name = max(near, key=lambda name: near[name][:short].min())
     if near[name][:short].min() < NEAR:
         return ["another model: the vectors are neither right, nor what a known fault gives"]
@@ -96,7 +96,7 @@ def faults(found: np.ndarray, expected: np.ndarray, known: dict[str, np.ndarray]
         said.append(name)
     if near[name][short:].min(initial=1) < NEAR:
         said.append("cut at another length: only the long text's vector differs")
-    lengths = np.linalg.norm(found, axis=1)
+    lengths = np.linalg.norm(got, axis=1)
     if abs(lengths - 1).max() > UNIT:
         said.append(f"not normalised: lengths from {lengths.min():.2f} to {lengths.max():.2f}")
     return said
@@ -114,7 +114,7 @@ def check(url: str, model: str, folder: Path) -> bool:
         expected = np.array(told["vectors"][str(size)])
         said = []
         try:
-            found, _ = embed_cut(url, model, texts[:-1], **shorter)
+            got, _ = embed_cut(url, model, texts[:-1], **shorter)
         except RefusedError as error:
             what = "dimensions refused" if shorter else "the texts are refused"
             said = [f"{what}: {error}"]
@@ -124,17 +124,17 @@ def check(url: str, model: str, folder: Path) -> bool:
             except RefusedError as error:
                 print(f"A text of more than {limit} tokens is refused: {error}")
             else:
-                found = np.concatenate([found, long])
+                got = np.concatenate([got, long])
                 if needs_option and not shorter:
                     print(f"Texts of more than {limit} tokens need truncate_prompt_tokens = -1.")
-            if shorter and found.shape[1] == sizes[0]:
+            if shorter and got.shape[1] == sizes[0]:
                 said = [f"dimensions ignored: expected {size}, got {sizes[0]}"]
             else:
-                said = faults(found, expected, known)
+                said = faults(got, expected, known)
         for line in said:
             print(f"{size} dimensions: {line}")
         if not said:
-            closest = cosines(found, expected[: len(found)]).min()
+            closest = cosines(got, expected[: len(got)]).min()
             print(f"{size} dimensions: right, cosine {closest:.6f} or more")
         right = right and not said
     return right

@@ -121,13 +121,15 @@ def docstrings(package: str) -> Iterator[str]:
 
 def pairs(texts: Iterator[str]) -> list[tuple[str, str]]:
     """Make pairs of docstrings: no passage begins as another one, and no query occurs twice."""
-    found = {}
+    by_beginning = {}
     for query, passage in map(split, texts):
         words = passage.split()
         if len(query.split()) in QUERY_WORDS and query[-1] != ":" and len(words) >= PASSAGE_WORDS:
-            found.setdefault(" ".join(words[:BEGINNING]).casefold(), (query, passage))
-    times = Counter(query.casefold() for query, _ in found.values())
-    return [(query, passage) for query, passage in found.values() if times[query.casefold()] == 1]
+            by_beginning.setdefault(" ".join(words[:BEGINNING]).casefold(), (query, passage))
+    times = Counter(query.casefold() for query, _ in by_beginning.values())
+    return [
+        (query, passage) for query, passage in by_beginning.values() if times[query.casefold()] == 1
+    ]
 
 
 def read(package: str) -> Iterator[str]:

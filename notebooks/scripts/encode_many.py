@@ -61,9 +61,9 @@ def claim(output: Path, model: str) -> None:
     weights = sorted(Path(model).rglob("*.safetensors"))
     hashes = [hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in weights]
     name, note = "-".join(hashes) or model, output / "model.txt"
-    found = note.read_text(encoding="utf-8") if note.is_file() else "an unknown model"
-    if found != name and any(output.glob("*.parquet")):
-        sys.exit(f"{output} has shards of {found}, expected {name}: choose another folder")
+    before = note.read_text(encoding="utf-8") if note.is_file() else "an unknown model"
+    if before != name and any(output.glob("*.parquet")):
+        sys.exit(f"{output} has shards of {before}, expected {name}: choose another folder")
     output.mkdir(parents=True, exist_ok=True)
     note.write_text(name, encoding="utf-8")
 

@@ -50,9 +50,9 @@ def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> np.ndarray:
     return faiss.knn(queries, vectors, k, faiss.METRIC_INNER_PRODUCT)[1]
 
 
-def overlap(found: np.ndarray, wanted: np.ndarray) -> float:
+def overlap(results: np.ndarray, wanted: np.ndarray) -> float:
     """Return the share of ``wanted`` that ``found`` holds, row by row, on average."""
-    return float((wanted[:, :, None] == found[:, None, :]).any(axis=2).mean())
+    return float((wanted[:, :, None] == results[:, None, :]).any(axis=2).mean())
 
 
 def fit_rotation(vectors: np.ndarray) -> np.ndarray:

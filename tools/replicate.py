@@ -23,11 +23,10 @@ import torch
 from matplotlib.figure import Figure
 from sentence_transformers import SentenceTransformer
 
-from helpers.collection import RetrievalData
-from helpers.compare import bm25_ranking, paired_difference, pca_rotation
+from helpers.compare import bm25_ranking, paired_difference
 from helpers.config import PRESETS, ROOT, Experiment
 from helpers.metrics import Split, evaluate_ranking, evaluate_truncated, prefix
-from helpers.models import encode_passages, encode_queries, load_model
+from helpers.models import load_model
 from helpers.plots import STYLE, metric_name, use_style
 from helpers.runs import Run, atomic_write, start_run
 from helpers.search import rerank, search
@@ -35,12 +34,11 @@ from tools import attempt
 from tools.bits import round_passages
 from tools.recipes import make_loss, recipe_of, start_model, train_recipe
 from tools.report import renew, settings_section, write_report
-from tools.study import SEEDS, Idea, Scores, Study, keep, read_kept
+from tools.study import SEEDS, Idea, Scores, Study, Texts, embed, keep, read_kept
 from tools.transfer import VERSION
 
 SHORTLIST = 100
 UNTRAINED = -1  # stands for a seed where nothing was trained
-Texts = tuple[Split, list[str]]  # queries with their qrels, and passages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,39 +149,22 @@ def texts_of(study: Study, others: Sequence[Study] | None) -> dict[str, Texts]:
     """Return what a model is scored on: dev, test, and unless ``others`` is None the test queries
     of those and of the second collection.
     """
-
-    def texts(data: RetrievalData, split: str, corpus: list[str]) -> Texts:
-        return data.split(split), corpus
-
-    corpus = study.data.passages["text"].tolist()
-    chosen = {split: texts(study.data, split, corpus) for split in ("dev", "test")}
-    elsewhere = {}
-    if others is not None:
-        elsewhere["second"] = study.second
-        for other in others:
-            elsewhere[other.run.experiment.name.removeprefix("minilm_")] = other.data
-    for name, data in elsewhere.items():
-        chosen[name] = texts(data, "test", data.passages["text"].tolist())
-    return chosen
+    texts = study.texts(("dev", "test") if others is None else ("dev", "test", "second"))
+    for other in others or ():
+        name = other.run.experiment.name.removeprefix("minilm_")
+        texts[name] = other.texts(("test",))["test"]
+    return texts
 
 
 def score(
     name: str, model: SentenceTransformer, study: Study, run: Run, texts: dict[str, Texts]
 ) -> pd.DataFrame:
     """Score a model, and its rotated twin if its recipe has no rotation, on each of ``texts``."""
-    experiment, rotation, corpora, tables = run.experiment, None, {}, []
-    for split, (asked, passages) in texts.items():
-        if id(passages) not in corpora:  # dev and test share theirs
-            corpora[id(passages)] = encode_passages(model, passages, run)
-        corpus, queries = corpora[id(passages)], encode_queries(model, asked.queries, run)
-        if split == "dev" and (name == "base" or not experiment.rotate):
-            rotation = pca_rotation(corpus[study.data.train_passages()])
-        twins = {name: (queries, corpus)}
-        if rotation is not None:
-            twins[f"{name}_rotated"] = queries @ rotation, corpus @ rotation
-        for label, (q, p) in twins.items():
-            scores = every_way(q, p, asked, study.dims(), experiment.small_dim, experiment.k)
-            tables.append(scores.assign(recipe=label, split=split))
+    small, k, tables = run.experiment.small_dim, run.experiment.k, []
+    train = study.data.train_passages()
+    for label, split, q, p, asked in embed(name, model, run, texts, train):
+        scores = every_way(q, p, asked, study.dims(), small, k)
+        tables.append(scores.assign(recipe=label, split=split))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from sentence_transformers import SentenceTransformer
 from helpers.collection import RetrievalData, load_data
 from helpers.compare import bm25_ranking, mean_interval, paired_difference, pca_rotation
 from helpers.config import ROOT, Experiment
-from helpers.metrics import evaluate_ranking, evaluate_truncated, prefix
+from helpers.metrics import Split, evaluate_ranking, evaluate_truncated, prefix
 from helpers.models import encode_passages, encode_queries, load_model
 from helpers.runs import Run, atomic_write, versions
 from helpers.training import DevScores
@@ -50,6 +50,7 @@ READ = (
     *("warmup", "scale", "seed", "eval_dims", "k"),
 )
 SHARE = 0.7  # of the tuned model's weights in the averaged one; the rest is the starting model's
+Texts = tuple[Split, list[str]]  # queries with their qrels, and passages
 DRAWN = ("base_rotated", "mnrl", "mnrl_rotated", "matryoshka", "tuned")  # in results/recipes.png
 
 
@@ -176,6 +177,28 @@ def keep(path: Path, about: dict, scores: Scores) -> None:
         pq.write_table(table, scratch, compression="zstd")
 
 
+def embed(
+    name: str, model: SentenceTransformer, run: Run, texts: dict[str, Texts], train: list[int]
+) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor, Split]]:
+    """Encode queries and their corpora, and rotate them too if the recipe has no rotation.
+
+    The rotation is that of the passages ``train`` of the first corpus.
+
+    Yields:
+        The model's or its rotated twin's name, the name of the texts, the embeddings of queries
+        and passages, and the queries.
+    """
+    corpora, rotation = {}, None
+    for split, (asked, passages) in texts.items():
+        if id(passages) not in corpora:  # dev and test share theirs
+            corpora[id(passages)] = encode_passages(model, passages, run)
+        corpus, queries = corpora[id(passages)], encode_queries(model, asked.queries, run)
+        yield name, split, queries, corpus, asked
+        if name == "base" or not run.experiment.rotate:
+            rotation = pca_rotation(corpus[train]) if rotation is None else rotation
+            yield f"{name}_rotated", split, queries @ rotation, corpus @ rotation, asked
+
+
 @dataclasses.dataclass(frozen=True)
 class Study:
     """A run's data, and what every recipe is trained and scored with.
@@ -210,42 +233,32 @@ class Study:
         small = self.run.experiment.small_dim
         return sorted({small // 4, small // 2, *self.run.experiment.dims})
 
+    def texts(self, splits: Sequence[str]) -> dict[str, Texts]:
+        """Return what a model is scored on: splits of the run's data, or "second"."""
+        corpus, second = (data.passages["text"].tolist() for data in (self.data, self.second))
+        texts = {name: (self.data.split(name), corpus) for name in splits if name != "second"}
+        if "second" in splits:
+            texts["second"] = self.second.split("test"), second
+        return texts
+
     def score(self, name: str, model: SentenceTransformer, run: Run, on_test: bool) -> Scores:
         """Score a model, and its rotated twin if its recipe has no rotation."""
-        k = run.experiment.k
-        passages = encode_passages(model, self.data.passages["text"], run)
-        rotation = None
-        if not run.experiment.rotate or name == "base":
-            rotation = pca_rotation(passages[self.data.train_passages()])
-        parts = []
-        for split in ("dev", "test") if on_test else ("dev",):
-            asked = self.data.split(split)
-            parts.append((split, encode_queries(model, asked.queries, run), passages, asked))
-        if name in TRANSFER:
-            asked = self.second.split("test")
-            corpus = encode_passages(model, self.second.passages["text"], run)
-            parts.append(("second", encode_queries(model, asked.queries, run), corpus, asked))
-        tables, rounded = [], []
-        for split, queries, corpus, asked in parts:
-            twins = {name: (queries, corpus)}
-            if rotation is not None:
-                twins[f"{name}_rotated"] = queries @ rotation, corpus @ rotation
-            for label, (q, p) in twins.items():
-                _, each = evaluate_truncated(q, p, asked, self.dims(), k, per_query=True)
-                tables.append(each.assign(recipe=label, split=split))
-                if label in ROUNDED and split != "second":
-                    scores = score_bits(q, p, asked, self.dims(), k)
-                    rounded.append(scores.assign(recipe=label, split=split))
+        k, tables, rounded = run.experiment.k, [], []
+        splits = ["dev"] + ["test"] * on_test + ["second"] * (name in TRANSFER)
+        train = self.data.train_passages()
+        for label, split, q, p, asked in embed(name, model, run, self.texts(splits), train):
+            _, each = evaluate_truncated(q, p, asked, self.dims(), k, per_query=True)
+            tables.append(each.assign(recipe=label, split=split))
+            if label in ROUNDED and split != "second":
+                scores = score_bits(q, p, asked, self.dims(), k)
+                rounded.append(scores.assign(recipe=label, split=split))
         bits = pd.concat(rounded, ignore_index=True) if rounded else pd.DataFrame()
         return Scores(pd.concat(tables, ignore_index=True), bits)
 
     def score_bm25(self) -> pd.DataFrame:
         """Score BM25, query by query; its ``dim`` is missing."""
         k, tables = self.run.experiment.k, []
-        for split in ("dev", "test", "second"):
-            data = self.second if split == "second" else self.data
-            asked = data.split("test" if split == "second" else split)
-            passages = data.passages["text"].tolist()
+        for split, (asked, passages) in self.texts(("dev", "test", "second")).items():
             ranking = bm25_ranking(asked.queries, passages, asked.depth(k))
             _, each = evaluate_ranking(ranking, asked, len(passages), k, per_query=True)
             tables.append(each.assign(recipe="bm25", split=split))

@@ -221,7 +221,7 @@ class Replication:
             queries = self.trained("mnrl", SEEDS[0], rate)
             chosen = (queries["split"] == "dev") & (queries["recipe"] == "mnrl")
             chosen &= (queries["way"] == "float32") & (queries["dim"] == experiment.full_dim)
-            scores[rate] = queries.loc[chosen, metric].mean()
+            scores[rate] = float(queries.loc[chosen, metric].mean())
         print(f"{metric} of mnrl on dev, by learning rate: {scores}", flush=True)
         return max(scores, key=scores.get)
 

@@ -158,8 +158,8 @@ def settings_table(
     control = _of_control(leads, metric)
     for dim in (small, small // 2):
         chosen = control[(control["dim"] == dim) & (control["way"] == "float32")]
-        found = {name: _lead(part) for name, part in chosen.groupby("setting")}
-        rows[f"tuned minus control, rotated, at {dim}"] = pd.Series(found)
+        cells = {name: _lead(part) for name, part in chosen.groupby("setting")}
+        rows[f"tuned minus control, rotated, at {dim}"] = pd.Series(cells)
     frame = pd.DataFrame(rows).T[settings].fillna("")
     return markdown(frame.reset_index(names=metric_name(metric)))
 
@@ -185,11 +185,11 @@ def _settings(scores: pd.DataFrame, leads: pd.DataFrame, predictors: pd.DataFram
     metric, ndcg = _metric(scores), _metric(scores, "ndcg@")
     control = _of_control(leads, metric)
     keys = ["setting", "way", "dim"]
-    found = control.groupby(keys, sort=False).agg(
+    gains = control.groupby(keys, sort=False).agg(
         {"mean": "mean", "gained": "sum", "lost": "sum", "queries": "sum"}
     )
     for count in ("gained", "lost"):
-        found[count] = 1000 * found[count] / found["queries"]
+        gains[count] = 1000 * gains[count] / gains["queries"]
     scored = scores[(scores["split"] == "test") & ~scores["way"].isin(["words", "float32"])]
     ways = scored[scored["recipe"].isin(["mnrl", "mnrl_rotated", "tuned"])]
     ways = ways.pivot_table(metric, keys, "recipe", sort=False)
@@ -211,15 +211,15 @@ def _settings(scores: pd.DataFrame, leads: pd.DataFrame, predictors: pd.DataFram
         "queries how many have a right passage first only with tuned (*gained*) or only with the "
         "control (*lost*).",
         markdown(
-            found.drop(columns="queries").reset_index(),
+            gains.drop(columns="queries").reset_index(),
             2,
             mean="{:+.3f}",
             gained="{:.0f}",
             lost="{:.0f}",
         ),
         "With rounded passages, and after a rerank of the 100 best of int8; *both signs* has the "
-        "query as signs, too, and all else has it in float32. On Wikipedia these are "
-        "of one run, not of three seeds.",
+        "query as signs, too, and all else has it in float32. With MiniLM on "
+        "Wikipedia these are of one run, not of three seeds.",
         markdown(ways.reset_index().astype({"dim": int}), 2, **dict.fromkeys(ways, "{:.3f}")),
         f"{metric_name(ndcg)} on texts that nothing was tuned on, of the first seed. *Second* is "
         "described below; the others are the test queries of another setting.",

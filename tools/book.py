@@ -60,7 +60,10 @@ def _contents() -> str:
 
 
 def complete(notebook, name: str) -> None:
-    """Add links to the notebook itself, the figures' alt texts, and the solutions, folded."""
+    """Add links to the notebook itself, the figures' alt texts, and the solutions.
+
+    Solutions are folded, and so is the code of figures.
+    """
     title, _, rest = notebook.cells[0].source.partition("\n")
     project = "../" * name.count("/") + "../run.md"
     links = f"[Download this notebook](path:/download/{name}.ipynb) (in [the project]({project}))"
@@ -74,7 +77,12 @@ def complete(notebook, name: str) -> None:
             if "image/png" in output.get("data", {}):
                 image = output.metadata["image/png"]
                 wide = {"classes": "wide"} if image["width"] > 720 else {}
-                cell.metadata["mystnb"] = {"image": {"alt": image["alt"], **wide}}
+                show = {
+                    "code_prompt_show": "Show how it's drawn",
+                    "code_prompt_hide": "Hide the code",
+                }
+                show["image"] = {"alt": image["alt"], **wide}
+                cell.metadata |= {"tags": ["hide-input"], "mystnb": show}
                 del image["height"]  # it follows from the width, which a phone makes smaller
     solution = ROOT / "notebooks" / "exercises" / "solutions" / f"{name}.py"
     if solution.is_file():

@@ -1,0 +1,186 @@
+"""The measuring programs: what they compute is held against references. No time is asserted."""
+
+from functools import partial
+
+import faiss
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from helpers.collection import collect
+from helpers.config import PRESETS, ROOT
+from helpers.metrics import Split, evaluate_truncated, prefix
+from helpers.rows import normalise
+from helpers.runs import start_run
+from helpers.search import search as exact_search
+from tests.test_triplets import gather
+from tools import replicate, search_speed, speed
+from tools.bits import round_passages, score_bits
+from tools.search_speed import build, enlarge, measure, methods, search
+from tools.transfer import operations_collection
+
+SMALL = 16
+
+
+@pytest.fixture(scope="module")
+def collection():
+    """Embeddings of 40 queries and of 300 passages, the first 40 of which answer them."""
+    passages = torch.randn(300, 96, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(40, 96, generator=torch.Generator().manual_seed(1))
+    split = Split([], [{number} for number in range(40)], [()] * 40)
+    return prefix(passages[:40] + 1.5 * noise, 96), prefix(passages, 96), split
+
+
+# --- Fewer bits ---
+
+
+@pytest.mark.parametrize(("bits", "share"), [(1, 0.3634), (2, 0.1175), (4, 0.0095)])
+def test_the_error_of_rounding_is_that_of_the_best_levels_in_the_paper(bits, share):
+    passages = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
+    error = (round_passages(passages, bits, "normal") - passages).square().mean(dim=0)
+    assert (error / passages.var(dim=0)).mean() == pytest.approx(share, rel=0.15)
+    even = round_passages(passages, bits, "even")
+    step = (passages.amax(dim=0) - passages.amin(dim=0)) / 2**bits
+    assert ((even - passages).abs() <= step / 2 + 1e-6).all()
+
+
+def test_rounded_passages_score_as_the_prefix_or_below_and_have_their_bytes(collection):
+    table = score_bits(*collection, [16, 96]).set_index(["dim", "bits", "rounding"])
+    whole = evaluate_truncated(*collection, [16, 96]).set_index("dim")
+    for dim in (16, 96):
+        found = table["mrr@10"][dim]
+        assert found[32, "none"] == pytest.approx(whole["mrr@10"][dim])
+        assert found[8, "normal"] == pytest.approx(found[32, "none"], abs=0.02)
+        assert found[1, "sign"] < found[32, "none"]
+        for name in ("rotated", "rabitq"):  # a ranking by chance scores about .01
+            assert found[1, name] > found[1, "sign"] / 2, name
+    size = table["bytes"][96]
+    assert size[1, "rabitq"] == 12 + 8, "two numbers of its own for each passage"
+    for bits, name in size.index.drop((1, "rabitq")):
+        assert size[bits, name] == 96 * bits / 8
+
+
+# --- Other settings ---
+
+
+def test_every_way_of_scoring_by_hand(collection):
+    queries, passages, _ = collection
+    found = replicate.every_way(*collection, [16, 96], small=SMALL, k=10)
+    means = found.groupby(["way", "dim"])["mrr@10"].mean()
+    exact = evaluate_truncated(*collection, [16, 96]).set_index("dim")["mrr@10"]
+    assert means["float32"].tolist() == pytest.approx(exact.tolist())
+    signs = np.where(passages.numpy() < 0, -1, 1)
+    rounded = np.where(queries.numpy() < 0, -1, 1)
+    for way, asked in (("signs", queries.double().numpy()), ("both signs", rounded)):
+        scores = asked @ signs.T
+        ahead = (scores > np.diag(scores)[:, None]).sum(axis=1)
+        before = np.tril(scores == np.diag(scores)[:, None], k=-1).sum(axis=1)
+        ranks = ahead + before + 1  # equal scores rank in the order of the corpus
+        wanted = np.where(ranks <= 10, 1 / ranks, 0).mean()
+        assert means[way, 96] == pytest.approx(wanted)
+    assert means["int8", 16] == pytest.approx(means["float32", 16], abs=0.05)
+    assert means["float32", 16] < means["rerank", 16] <= means["float32", 96] + 0.05
+
+
+def test_a_lead_is_after_minus_before_and_counts_queries(monkeypatch):
+    few = partial(replicate.paired_difference, resamples=100)
+    monkeypatch.setattr(replicate, "paired_difference", few)
+    before, after = [1.0, 0.5, 1.0, 0.0] * 10, [1.0, 1.0, 0.5, 1.0] * 10
+    about = {"setting": "a", "split": "test", "way": "float32", "query": range(40)}
+    parts = [
+        pd.DataFrame(about | dict.fromkeys(("mrr@10", "recall@10", "ndcg@10"), scores)).assign(
+            recipe=recipe, seed=seed, dim=dim
+        )
+        for recipe, seed, dim, scores in (
+            ("mnrl_rotated", 0, 64, before),
+            ("tuned", 0, 64, after),
+            ("mnrl_rotated", 1, 64, before),
+            ("tuned", 1, 64, before),
+            ("tuned", 0, 384, after),
+        )
+    ]
+    scores = pd.concat(parts).sample(frac=1, random_state=0)
+    found = replicate.leads(scores, 64, 10).set_index("seed")
+    assert found.loc[0, ["mean", "gained", "lost", "queries"]].tolist() == [0.25, 20, 10, 40]
+    assert found.loc[1, ["mean", "gained", "lost"]].tolist() == [0, 0, 0]
+
+
+def test_the_second_collection_is_of_different_texts_with_the_right_answers():
+    data = operations_collection(PRESETS["wikipedia"])
+    queries, qrels, _ = data.split("test")
+    assert len(queries) == 1000 and len(data.passages) == 8841  # as results/README.md says
+    assert all(qrels)
+    assert max(map(len, qrels)) > 1, "operations may share a title"
+    for texts in (queries, data.passages["text"]):
+        assert len({normalise(text) for text in texts}) == len(texts)
+    wanted = qrels[queries.index("To remove a tag from an IAM role")]
+    text = data.passages["text"][min(wanted)]
+    assert text.startswith("Removes the specified tags from the role") and "<" not in text
+
+
+# --- Times ---
+
+
+def unit(rows, dim, seed=0):
+    """Vectors whose first dimensions are the largest, as those of a Matryoshka model."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.linspace(3, 0.2, dim)
+    return prefix(torch.randn(rows, dim, generator=generator) * spread, dim).numpy()
+
+
+@pytest.mark.parametrize("name", [*methods(SMALL, 64)])
+def test_with_the_widest_setting_a_search_finds_what_is_there_and_keeps_its_bytes(name):
+    method, queries = methods(SMALL, 64)[name], unit(20, 64, 1)
+    few, many = (enlarge(unit(600, 64), 600 + n, longer=False, seed=0) for n in (0, 6400))
+    index = build(method, few)[0]
+    found = search(method, index, few, queries, 10, 600)
+    vectors = few.reconstruct_n(0, few.ntotal)
+    exact = exact_search(torch.from_numpy(queries), torch.from_numpy(vectors), 10)
+    same = (np.sort(found) == exact.sort().values.numpy()).mean()
+    if name == f"exact_{SMALL}":  # it doesn't look at the other dimensions
+        assert 0.1 < same < 0.9
+    else:
+        assert same > (0.98 if name.startswith("hnsw") else 0.9999)
+    sizes = [len(faiss.serialize_index(each)) for each in (index, build(method, many)[0])]
+    assert (sizes[1] - sizes[0]) / 6400 == pytest.approx(method.hot_bytes(64), rel=0.03)
+
+
+def test_the_table_of_searches_is_as_the_committed_one_and_scores_real_vectors_only(monkeypatch):
+    patches = {
+        "SIZES": (700,),
+        "ROUNDS": 1,
+        "read_bandwidth": lambda num_bytes: 1e9,
+        "median_seconds": lambda action: 1.0,
+        "medians": lambda actions, _: dict.fromkeys(actions, 1.0),
+    }
+    for name, value in patches.items():
+        monkeypatch.setattr(search_speed, name, value)
+    threads = torch.get_num_threads(), faiss.omp_get_max_threads()
+    passages, dev, test = (torch.from_numpy(unit(n, 64, i)) for i, n in enumerate((600, 40, 40)))
+    qrels = [{row} for row in (test @ passages.T).argmax(dim=1).tolist()]
+    table = measure(passages, dev, test, qrels, 10, SMALL, [1, 2], seed=0)
+    torch.set_num_threads(threads[0])
+    faiss.omp_set_num_threads(threads[1])
+    committed = pd.read_csv(ROOT / "results" / "search.csv")
+    assert [*table, "machine", "preset", "model"] == [*committed]
+    assert len(table) == len(methods(SMALL, 64)) * 3 * 4
+    real = table["num_vectors"] == 600
+    assert table.loc[real, ["recall@10", "mrr@10"]].notna().all(axis=None)
+    assert table.loc[~real, ["recall@10", "mrr@10"]].isna().all(axis=None)
+    scores = table[real].drop_duplicates("method").set_index("method")
+    assert scores["recall@10"]["exact_full"] == 1 == scores["mrr@10"]["exact_full"]
+    assert scores["recall@10"][f"exact_{SMALL}"] < 0.9
+    assert {*table.loc[table["batch"] == 1, "ms_per_query"]} == {1e3 / search_speed.QUERIES}
+
+
+def test_one_encoding_scores_as_the_stock_evaluators_do(runs, monkeypatch):
+    run = start_run("smoke")
+    data = collect(gather(run.experiment))
+    for name in ("passages", "queries", "qrels"):
+        run.save(f"{name}.parquet", getattr(data, name))
+    monkeypatch.setattr(
+        speed, "medians", lambda actions: {n: (a(), 1.0)[1] for n, a in actions.items()}
+    )
+    rows = speed.time_evaluation(run, num_queries=10)
+    assert [variant for _, variant, *_ in rows] == ["stock", "one encoding: this series"]

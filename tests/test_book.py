@@ -96,22 +96,6 @@ def test_every_link_leads_to_something(book, walk):
                 assert unquote(anchor) in walk[path]["anchors"], f"{name}: {path}#{anchor}"
 
 
-def test_the_search_finds_a_setting_in_the_notebook_that_explains_it(book, page):
-    page.goto(book[1] + "search.html?q=truncate_dim")
-    page.wait_for_selector("#search-results li a")
-    found = page.locator("#search-results li a").evaluate_all(LINKS)
-    assert any("06_deployment" in link for link in found)
-
-
-def test_a_notebook_is_there_to_download_with_its_solutions_folded(book, page):
-    page.goto(book[1] + "notebooks/05_evaluation.html")
-    with page.expect_download() as download:
-        page.get_by_text("Download this notebook").click()
-    assert download.value.suggested_filename == "05_evaluation.ipynb"
-    assert page.get_by_text("Show the solutions").is_visible()
-    assert not page.get_by_text("Solutions to the exercises of 05_evaluation").is_visible()
-
-
 def test_a_notebook_opens_in_colab_once_the_repository_has_an_address():
     notebook = nbformat.read(ROOT / "notebooks" / "01_setup.ipynb", as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")

@@ -63,12 +63,6 @@ def test_a_gpu_takes_what_its_hardware_has(monkeypatch, environments, hardware, 
     assert probe() == Machine("cuda", "a card", probe().cores, precision, 1.0)
 
 
-def test_a_machine_says_what_it_is():
-    cpu, gpu = Machine("cpu", "a chip", 2, "bf16", 4.0), Machine("cuda", "a card", 8, "fp16", 1.0)
-    assert str(cpu) == "a chip, 2 cores (cpu, bf16 4.0 times float32)"
-    assert str(gpu) == "a card (cuda)"
-
-
 def test_products_are_made_in_the_precision():
     machine, square = Machine("cpu", "any", 1, "bf16", 2.0), torch.ones(4, 4)
     for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):

@@ -11,10 +11,8 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from helpers import plots
 from helpers.config import ROOT
-from helpers.plots import STYLE, lines, markdown_table, score_table, show, wide
-from tools.report import draw_scores
+from helpers.plots import STYLE, lines, markdown_table, score_table, wide
 
 ROWS = [
     ("tuned", 64, 0.4, 0.9),
@@ -38,30 +36,18 @@ def closed():
     plt.close("all")
 
 
-def test_scores_become_one_row_a_model_and_bm25_is_at_full_size():
-    frame = wide(SCORES, "mrr@10")
-    assert [*frame.index] == MODELS
-    assert [*frame.columns] == [64, 384]
-    assert frame.loc["mnrl"].tolist() == [0.55, 0.8]
-    assert pd.isna(frame.loc["bm25", 64]) and frame.loc["bm25", 384] == 0.6
-
-
-def test_the_table_names_the_models():
-    html = score_table(wide(SCORES, "mrr@10"), "MRR@10 on test").to_html()
-    assert "MRR@10 on test" in html and "0.200" in html and "nan" not in html.lower()
-    assert re.findall(r'level0 row\d" >([^<]+)<', html) == NAMES
-
-
-def test_the_markdown_table_holds_the_same_as_the_frame():
+def test_both_tables_hold_the_scores_with_a_row_a_model():
     head, rule, *rows = markdown_table(SCORES, "mrr@10").splitlines()
     assert (head, rule) == ("| MRR@10 | 64 | 384 |", "| --- | ---: | ---: |")
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert [row[0] for row in cells] == NAMES
-    frame = wide(SCORES, "mrr@10").fillna(-1)
+    frame = wide(SCORES, "mrr@10")
+    assert [*frame.index] == MODELS and frame.loc["bm25", 384] == 0.6
     found = [[float(cell or -1) for cell in row[1:]] for row in cells]
-    assert found == frame.to_numpy().tolist()
+    assert found == frame.fillna(-1).to_numpy().tolist()
     assert rows[2] == "| plain MNRL | 0.550 | 0.800 |"
-    assert rows[0] == "| BM25 |  | 0.600 |"
+    html = score_table(frame, "MRR@10 on test").to_html()
+    assert re.findall(r'level0 row\d" >([^<]+)<', html) == NAMES and "nan" not in html.lower()
 
 
 def test_the_figure_has_a_line_a_model_and_bm25_as_a_level():
@@ -85,14 +71,6 @@ def test_a_model_of_your_own_is_last_and_grey_in_tables_and_figures():
     assert [[64, 0.1], [384, 0.3]] in [line.get_xydata().tolist() for line in axes.lines]
 
 
-def test_the_studys_figure_has_intervals():
-    scores = pd.DataFrame({"model": "tuned", "dim": [64, 384], "mrr@10": [0.1, 0.3]})
-    scores = scores.assign(low=0.9 * scores["mrr@10"], high=1.1 * scores["mrr@10"])
-    (axes,) = draw_scores(scores, "mrr@10", ["tuned"], 64).axes
-    bars = [bar[:, 1].tolist() for bar in axes.containers[0][2][0].get_segments()]
-    assert bars == [pytest.approx([0.09, 0.11]), pytest.approx([0.27, 0.33])]
-
-
 @pytest.mark.parametrize(("models", "spread"), [(MODELS, 1), (MODELS, 0), ([*STYLE], 0)])
 def test_every_line_has_its_name_and_no_two_overlap(models, spread):
     frame = wide(SCORES, "mrr@10").reindex(models).fillna(0.5)
@@ -105,16 +83,6 @@ def test_every_line_has_its_name_and_no_two_overlap(models, spread):
     boxes = [Text.get_window_extent(text) for text in texts]  # without the arrow
     assert all(low.y1 <= high.y0 for low, high in itertools.pairwise(boxes))
     assert all(box.x0 > axes.get_window_extent().x1 for box in boxes)
-
-
-def test_a_figure_is_shown_with_its_alt_text_and_closed(monkeypatch):
-    shown = []
-    monkeypatch.setattr(plots, "display", lambda image, metadata: shown.append((image, metadata)))
-    show(lines(wide(SCORES, "mrr@10"), "a finding"), "Tuned is above base.")
-    (image, metadata) = shown[0]
-    assert image.data.startswith(b"\x89PNG")
-    assert metadata == {"image/png": {"alt": "Tuned is above base."}}
-    assert not plt.get_fignums()
 
 
 @pytest.mark.parametrize(("name", "cell"), [("02_data", "02-06"), ("05_evaluation", "05-22")])

@@ -39,6 +39,7 @@ def test_what_was_not_found_ranks_last_and_counts_for_nothing():
     queries[0] = corpus[-1]  # which is not on the shortlist
     assert rerank(queries, corpus, torch.tensor([[-1, 2, -1, 3]]), 3).tolist()[0][2] == -1
     assert overlap(torch.tensor([[1, 3, -1]]), torch.tensor([[1, 2, -1]])) == 0.5
+    assert overlap(torch.tensor([[1, 2, 7], [3, 4, 5]]), torch.tensor([[2, 9], [4, 3]])) == 0.75
 
 
 def peak(job) -> int:
@@ -71,7 +72,3 @@ def test_memory_of_many_queries_is_bounded(monkeypatch):
 def test_mining_compares_as_many_queries_at_once_as_fit_in_memory():
     limits = [tuple(mining_limits(number, 1000).values()) for number in (6_800, 200_000)]
     assert limits == [(16_384, 1000), (671, 167)]
-
-
-def test_overlap_is_the_share_of_what_is_wanted():
-    assert overlap(torch.tensor([[1, 2, 7], [3, 4, 5]]), torch.tensor([[2, 9], [4, 3]])) == 0.75

@@ -10,10 +10,9 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.collection import SPLITS, collect, load_data, own_passages
+from helpers.collection import SPLITS, collect, own_passages
 from helpers.config import PRESETS, from_toml
 from helpers.rows import hub_rows, normalise, read_rows
-from helpers.runs import ArtifactError, start_run
 from helpers.sources import resolve
 from helpers.triplets import TripletFilter
 from tests.test_files import beir, write
@@ -109,8 +108,8 @@ def test_a_bad_query_is_counted_and_its_passage_stays(change, reason):
     }
 
 
-@pytest.mark.parametrize("unseen", ["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad"])
-def test_texts_that_look_alike_are_one(unseen):
+def test_texts_that_look_alike_are_one():
+    unseen = "\u200b\u200d\u2060\ufeff\u00ad"
     kept = kept_of([row(), row("what is th" + unseen + "is about", unseen + LONG)])
     assert kept.counts["dropped: query and passage seen before"] == 1
     assert normalise("  Straße\tⅣ " + unseen) == normalise("STRASSE iv")
@@ -140,18 +139,6 @@ def test_equal_passages_share_one_id_and_a_query_keeps_all_of_them():
     assert data.qrels[data.qrels["query"] == 1]["passage"].tolist() == [0]
 
 
-def test_once_there_are_enough_queries_further_passages_are_distractors():
-    sizes = {"num_test": 2, "num_dev": 2, "max_train": 4, "num_distractors": 3, "batch_size": 4}
-    kept = kept_of(numbered(8), **sizes)
-    assert kept.missing() == "3 distractors"
-    for one in numbered(10)[8:]:
-        kept.add(one)
-    assert kept.missing() == ""
-    assert kept.counts == {"kept: a new query": 8, "kept: passage alone, a distractor": 2}
-    data = collect(kept)
-    assert (len(data.queries), len(data.passages)) == (8, 20)
-
-
 QUERIES = st.sampled_from([None, "", "query number 1", " Query  NUMBER 1", "query number 2", "no"])
 PASSAGES = st.sampled_from([None, 7, "short", *(f"{LONG}{end}" for end in ("", "\u200b", " 1"))])
 
@@ -175,49 +162,23 @@ def test_whatever_the_rows_each_is_counted_once_and_the_collection_is_sound(rows
 # --- The collection ---
 
 
-@pytest.fixture(scope="module")
-def wikipedia():
-    kept = TripletFilter(PRESETS["wikipedia"])
-    for one in read_rows(PRESETS["wikipedia"]):
-        kept.add(one)
-    return collect(kept), kept.counts
-
-
-def test_wikipedia_has_the_expected_size(wikipedia):
-    data, counts = wikipedia
+def test_wikipedia_makes_the_collection_of_the_published_scores():
+    data = collect(gather(PRESETS["wikipedia"]))
     assert len(data.passages) == 9995
     sizes = {"train": 6759, "dev": 1000, "test": 1000}
     assert data.queries["split"].value_counts().to_dict() == sizes
-    assert sum(n for what, n in counts.items() if what.startswith("kept")) == 9995
-    assert counts["kept: a new query"] == len(data.queries)
-
-
-@pytest.mark.parametrize("title", ["Computer", "Steam engine", "Monkey"])
-def test_an_article_that_says_may_refer_to_is_kept(wikipedia, title):
-    data, _ = wikipedia
-    (text,) = data.passages.loc[data.passages["title"] == title, "text"]
-    assert "may refer to" in text
-
-
-def test_no_query_is_in_two_splits_and_no_passage_is_there_twice(wikipedia):
-    data, _ = wikipedia
     assert data.queries["text"].map(normalise).is_unique
     assert data.passages["text"].map(normalise).is_unique
     for name in SPLITS:
         queries, relevant, _ = data.split(name)
-        assert len(queries) == len(relevant) > 0
-        assert all(relevant)
-        assert max(map(max, relevant)) < len(data.passages)
-
-
-def test_training_rows_are_one_a_training_query_and_nothing_else(wikipedia):
-    data, _ = wikipedia
+        assert len(queries) == len(relevant) and all(relevant)
     rows = data.training_rows()
     assert list(rows.columns) == ["query", "positive"]
-    queries, relevant, _ = data.split("train")
-    assert rows["query"].tolist() == queries
-    assert data.train_passages() == sorted({id for ids in relevant for id in ids})
+    assert rows["query"].tolist() == data.split("train").queries
     assert {*rows["positive"]} <= {*data.passages["text"].iloc[data.train_passages()]}
+    texts = data.passages.set_index("title")["text"]
+    for title in ("Computer", "Steam engine", "Monkey"):
+        assert "may refer to" in texts[title], "an article all the same"
 
 
 def small(rows=None, **changes):
@@ -225,12 +186,9 @@ def small(rows=None, **changes):
     return collect(kept_of(rows or numbered(30), **sizes))
 
 
-def test_the_split_follows_its_seed_and_not_the_training_seed():
+def test_a_smaller_training_set_or_another_training_seed_leaves_dev_test_and_the_corpus():
     assert small().queries.equals(small(seed=7).queries)
     assert not small().queries.equals(small(split_seed=7).queries)
-
-
-def test_a_smaller_training_set_leaves_dev_test_and_the_corpus_as_they_are():
     fewer = small(max_train=5)
     assert len(fewer.split("train").queries) == 5
     assert fewer.passages.equals(small().passages)
@@ -248,18 +206,11 @@ def test_the_sources_own_negatives_are_kept_and_what_is_missing_is_left_to_minin
     assert {*lacking["query"]} == {one["query"] for one in rest} & {*rows["query"]}
     own = rows.dropna()
     assert (own["negative"].str[3:] == own["query"].str[13:]).all()
-
-
-def test_several_negatives_of_a_row_are_several_columns():
     three = [f"{word} is wrong" for word in ("this", "that", "it")]
     rows = small([*numbered(20, negative=three), *numbered(22, negative=three[:1])[20:]])
     rows = rows.training_rows()
     assert [*rows] == ["query", "positive", "negative", "negative_2", "negative_3"]
-    assert rows["negative_3"].isna().sum() < 3
-    assert (rows["negative"] == three[0]).all()
-    plain = small(numbered(30, negative=None)).training_rows(num_negatives=2)
-    assert [*plain.columns[2:]] == ["negative", "negative_2"]
-    assert plain[["negative", "negative_2"]].isna().all(axis=None)
+    assert rows["negative_3"].isna().sum() < 3 and (rows["negative"] == three[0]).all()
 
 
 def test_mining_is_told_all_right_answers_and_training_sees_the_first():
@@ -356,14 +307,6 @@ def test_rows_that_differ_in_their_negative_add_it_or_are_counted(capsys):
     assert "63 rows: their negative isn't used, as num_negatives is 1" in capsys.readouterr().out
 
 
-def test_what_is_dropped_of_a_stream_is_not_held():
-    kept = kept_of(exploded(5, each=23))
-    assert len(kept.rows) == 5
-    assert kept.counts["dropped: query and passage seen before"] == 5 * 22
-    held = str(vars(kept))
-    assert "wrong 0 of 4" in held and "wrong 22" not in held
-
-
 def test_negatives_that_are_no_text_are_counted_and_equal_ones_are_one(capsys):
     bad = [None, "", {"text": "a"}, "['a', 'b']", "No way", "no  way"]
     kept = kept_of([row(f"query number {i}", f"{LONG} {i}", bad, place=i) for i in range(9)])
@@ -375,8 +318,8 @@ def test_negatives_that_are_no_text_are_counted_and_equal_ones_are_one(capsys):
     assert f"9 negatives aren't used: each {A_LIST}" in said
 
 
-@pytest.mark.parametrize("sign", ["\x00", "\x07", "\x1b", "\x7f"])
-def test_control_characters_are_taken_out_and_counted(capsys, sign):
+def test_control_characters_are_taken_out_and_counted(capsys):
+    sign = "\x00\x07\x1b\x7f"
     texts = (f"query{sign} number one", f"{LONG}{sign} one", f"{sign}not this")
     rows = [*numbered(9), row(*texts, place="line 10"), row("one\x0ctwo\x1fthree", LONG)]
     kept = kept_of(rows, num_dev=1, num_test=1, batch_size=2, k=2)
@@ -427,16 +370,6 @@ def test_a_negative_is_never_a_passage_that_answers_its_query():
     assert data.queries["negative"].notna().sum() == 9
 
 
-def test_what_notebook_2_saves_is_what_the_others_load(runs):
-    run, data = start_run("smoke"), small()
-    with pytest.raises(ArtifactError, match=r"passages\.parquet is missing"):
-        load_data(run)
-    for name in ("passages", "queries", "qrels"):
-        run.save(f"{name}.parquet", getattr(data, name))
-    for name in SPLITS:
-        assert load_data(run).split(name) == data.split(name)
-
-
 # --- A reader's own file ---
 
 OWN = [
@@ -458,32 +391,24 @@ def own(tmp_path, name, more=NAMES, rows=OWN):
     return from_toml(tmp_path / "mine.toml")
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
-def test_a_file_of_each_type_makes_a_collection(tmp_path, suffix):
-    experiment = own(tmp_path, f"mine{suffix}", NAMES + 'negative_column = "wrong"\n')
-    data = collect(gather(experiment))
-    assert data.queries["split"].value_counts().to_dict() == {"train": 30, "dev": 5, "test": 5}
-    assert {*data.training_rows()["negative"]} <= {one["wrong"] for one in OWN}
-    assert len(data.passages) == 80
-
-
-@pytest.mark.parametrize("query", ["query", "anchor"])
-def test_usual_names_need_no_setting_and_a_negative_may_come_late(tmp_path, query):
-    lines = [{query: "a", "positive": "b"}, {query: "c", "positive": "d", "negative": "e"}]
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        (
+            [{"query": "a", "positive": "b"}, {"query": "c", "positive": "d", "negative": "e"}],
+            [("a", []), ("c", ["e"])],
+        ),
+        ([{"anchor": "a", "positive": "b", "negative": ["c", "d"]}], [("a", ["c", "d"])]),
+        (
+            [{"query": "f", "positive": "g", "negative_1": "h", "negative_2": "i", "negatives": 0}],
+            [("f", ["h", "i"])],
+        ),
+    ],
+)
+def test_usual_names_need_no_setting_and_negatives_may_be_late_or_several(tmp_path, lines, found):
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
     rows = list(read_rows(own(tmp_path, "mine.jsonl", "")))
-    assert [(r["query"], r["negative"]) for r in rows] == [("a", [None]), ("c", ["e"])]
-
-
-def test_negatives_may_be_lists_or_numbered_columns(tmp_path):
-    lines = [
-        {"query": "a", "positive": "b", "negative": ["c", "d"], "negative_1": "e"},
-        {"query": "f", "positive": "g", "negative_1": "h", "negative_2": "i", "negatives": "no"},
-    ]
-    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    rows = list(read_rows(own(tmp_path, "mine.jsonl", "")))
-    found = [[text for text in row["negative"] if text] for row in rows]
-    assert found == [["c", "d", "e"], ["h", "i"]]
+    assert [(row["query"], [text for text in row["negative"] if text]) for row in rows] == found
 
 
 def test_columns_that_are_not_read_are_named_with_a_guess(tmp_path, capsys):
@@ -508,16 +433,10 @@ def test_columns_that_are_not_read_are_named_with_a_guess(tmp_path, capsys):
     assert next(hub_rows(streamed(line | {"hard_negative_10": "b"}), one))["negative"] == ["a"]
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
-def test_labels_of_a_file_are_refused_with_the_line_that_keeps_the_right_rows(tmp_path, suffix):
+def test_labels_of_a_file_are_refused_with_the_line_that_keeps_the_right_rows(tmp_path):
     rows = [one | {"is it": i % 2} for i, one in enumerate(OWN)]
-    if suffix == ".tsv":
-        rows = [{name: str(value) for name, value in one.items()} for one in rows]
-    experiment = own(tmp_path, f"mine{suffix}", rows=rows)
-    with pytest.raises(
-        ValueError, match="the column 'is it' isn't read, and holds 0 and 1"
-    ) as error:
-        collect(gather(experiment))
+    with pytest.raises(ValueError, match="'is it' isn't read, and holds 0 and 1") as error:
+        collect(gather(own(tmp_path, "mine.csv", rows=rows)))
     exec(str(error.value).splitlines()[1], {})
     right = gather(own(tmp_path, "right.jsonl"))
     assert [one["query"] for one in right.rows] == [one["question"] for one in OWN[1::2]]
@@ -526,27 +445,19 @@ def test_labels_of_a_file_are_refused_with_the_line_that_keeps_the_right_rows(tm
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_a_file_without_names_is_told_to_add_some(tmp_path, suffix):
     separator = {".csv": ",", ".tsv": "<tab>"}[suffix]
-    for rows in ([{"how old is it": 0, LONG: 0}], [{"how old is it": 0, "very old": 0}]):
-        for more in ("", NAMES, f'query_column = "how old is it"\npositive_column = "{LONG}"\n'):
-            experiment = own(tmp_path, f"mine{suffix}", more, [{k: "a" for k in rows[0]}])
-            with pytest.raises(
-                ValueError, match=f"a first line, such as query{separator}positive$"
-            ):
-                next(read_rows(experiment))
-        (tmp_path / f"mine{suffix}").unlink()
+    for place, names in enumerate([("how old is it", LONG), ("how old is it", "very old")]):
+        experiment = own(tmp_path, f"{place}{suffix}", "", [dict.fromkeys(names, "a")])
+        with pytest.raises(ValueError, match=f"a first line, such as query{separator}positive$"):
+            next(read_rows(experiment))
 
 
 def test_columns_of_ids_are_refused_and_texts_that_look_like_ids_are_named(capsys):
     changes = {"query_column": "query-id", "positive_column": "corpus-id"}
-    row = {"query-id": "1", "corpus-id": "2", "score": 1}
+    line = {"query-id": "1", "corpus-id": "2", "score": 1}
     with pytest.raises(ValueError, match=r"'query-id' holds ids by its name, .*from its folder"):
-        next(hub_rows(streamed(row), SMOKE.replace(**changes)))
-    plain = {"num_dev": 2, "num_test": 2, "batch_size": 2, "min_passage_words": 1, "k": 2}
-    collect(
-        kept_of(
-            [{"query": f"what is number {i}", "positive": f"MED-{i}"} for i in range(9)], **plain
-        )
-    )
+        next(hub_rows(streamed(line), SMOKE.replace(**changes)))
+    ids = [row(f"what is number {i}", f"MED-{i}") for i in range(30)]
+    small(ids, min_passage_words=1)
     assert "Most passages are numbers, such as 'MED-0'" in capsys.readouterr().out
 
 
@@ -596,17 +507,16 @@ def test_bad_rows_of_a_file_are_counted_by_line_and_the_rest_is_used(tmp_path):
     assert gather(own(tmp_path, "mine.jsonl", NAMES + "max_rows = 7\n")).num_read == 7
 
 
-def test_too_few_rows_say_how_many_there_are_and_how_many_are_needed(tmp_path):
-    kept = gather(own(tmp_path, "mine.csv", rows=OWN[:10]))
-    with pytest.raises(ValueError, match="gives 10 queries, but 14 are needed: num_test 5") as said:
-        collect(kept)
-    assert re.search(r"10 rows:\n.*\nkept: a new query +10", str(said.value), re.DOTALL)
-
-
-def test_fewer_passages_than_searches_look_at_are_refused_before_any_work(tmp_path):
-    kept = gather(own(tmp_path, "mine.csv", NAMES + "k = 41\n"))
-    with pytest.raises(ValueError, match="gives 40 passages, but k is 41"):
-        collect(kept)
+@pytest.mark.parametrize(
+    ("more", "number", "said"),
+    [
+        (NAMES, 10, "(?s)gives 10 queries, but 14 are needed: num_test 5.*kept: a new query +10"),
+        (NAMES + "k = 41\n", 40, "gives 40 passages, but k is 41"),
+    ],
+)
+def test_too_few_rows_are_refused_before_any_work(tmp_path, more, number, said):
+    with pytest.raises(ValueError, match=said):
+        collect(gather(own(tmp_path, "mine.csv", more, OWN[:number])))
 
 
 def test_a_file_that_changes_makes_other_data_and_is_refused_in_the_middle_of_a_run(tmp_path):

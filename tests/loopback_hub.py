@@ -3,7 +3,6 @@
 Set ``HF_ENDPOINT`` to its ``url`` before the clients are imported: they read it only then.
 """
 
-import base64
 import functools
 import hashlib
 import io
@@ -25,9 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 LARGE = (".parquet", ".safetensors")  # kept in LFS
-API = re.compile(
-    r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|preupload|commit)/([^/]+)/?(.*))?"
-)
+API = re.compile(r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)/?(.*))?")
 RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 ERROR_CODES = {"401": "GatedRepo", "404": "EntryNotFound"}
 STATUSES = ("401", "403", "404", "429", "500", "503", "504")
@@ -86,11 +83,9 @@ class Fault:
 
 
 class LoopbackHub:
-    """A Hub that holds what :meth:`add` gave it, and fails as :meth:`fail` told it to.
+    """A Hub at ``url`` that holds what :meth:`add` gave it, and fails as :meth:`fail` told it to.
 
-    Attributes:
-        url: The value for ``HF_ENDPOINT``.
-        requests: The method and path of each request, in order.
+    ``requests`` are the method and path of each request, in order.
     """
 
     def __init__(self, port: int = 0):
@@ -106,16 +101,9 @@ class LoopbackHub:
     def add(
         self, kind: str, repo: str, files: Mapping[str, bytes], revision: str | None = None
     ) -> str:
-        """Commit these files, and no others, as the repository's new "main".
+        """Commit these files, and no others, as the new "main" of "datasets" or "models".
 
-        Args:
-            kind: "datasets" or "models".
-            repo: As "owner/name".
-            files: Their contents, by path.
-            revision: The commit, instead of one that follows from the content.
-
-        Returns:
-            The commit, 40 hexadecimal digits. Earlier ones stay served.
+        Return the commit, which follows from the content unless it's given. Earlier ones stay.
         """
         commit = revision or hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         with self._lock:
@@ -132,15 +120,10 @@ class LoopbackHub:
         times: float = 1,
         retry_after: int = 1,
     ) -> Fault:
-        """Let the next matching requests fail.
+        """Let the next requests with this ``method`` whose URL contains ``path`` fail.
 
-        Args:
-            name: "refuse", one of ``STATUSES``, or one of ``BODY_FAULTS``, which pass over
-                answers without a body.
-            path: What the URL's path must contain.
-            method: The method that the request must have.
-            times: How many requests fail.
-            retry_after: The seconds that a 429 names.
+        ``name`` is "refuse", one of ``STATUSES``, or one of ``BODY_FAULTS``, which pass over
+        answers without a body. ``retry_after`` is the seconds that a 429 names.
         """
         fault = Fault(name, path, method, times, retry_after)
         with self._lock:
@@ -168,7 +151,7 @@ class LoopbackHub:
                 fault.times -= 1
             return fault
 
-    def answer(self, target: str, body: bytes) -> _Answer:
+    def answer(self, target: str) -> _Answer:
         """The answer to a request that meets no fault."""
         url = urlsplit(target)
         if found := RESOLVE.fullmatch(url.path):
@@ -176,23 +159,8 @@ class LoopbackHub:
             what, kind = "resolve", "datasets" if dataset else "models"
         elif found := API.fullmatch(url.path):
             kind, repo, what, revision, path = (unquote(part or "") for part in found.groups())
-        elif url.path == "/api/repos/create":
-            asked = json.loads(body)
-            return _json({"url": f"{self.url}/{asked['organization']}/{asked['name']}"})
-        elif url.path == "/api/validate-yaml":
-            return _json({"errors": [], "warnings": []})
         else:
             return _error(404, f"nothing is at {url.path}")
-        if what == "preupload":
-            paths = [file["path"] for file in json.loads(body)["files"]]
-            known = {"uploadMode": "regular", "shouldIgnore": False}
-            return _json({"files": [{"path": path, **known} for path in paths]})
-        if what == "commit":
-            lines = [json.loads(line) for line in body.splitlines()]
-            files = [line["value"] for line in lines if line["key"] == "file"]
-            contents = {file["path"]: base64.b64decode(file["content"]) for file in files}
-            address = f"{self.url}/{repo}/commit/{self.add(kind, repo, contents)}"
-            return _json({"commitUrl": address, "commitOid": address[-40:]})
         commits = self._repos.get((kind, repo))
         if not commits:
             return _error(404, "Repository not found", "RepoNotFound")
@@ -268,8 +236,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server.hub
         if hub.closed:
             return self._drop()
-        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        answer = hub.answer(self.path, body)
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        answer = hub.answer(self.path)
         fault = hub.meet(self.command, unquote(urlsplit(self.path).path), answer)
         name = fault.name if fault else ""
         if name == "refuse":
@@ -326,6 +294,13 @@ def triplet_files(
         pq.write_table(part, target, row_group_size=50, **options)
         files[f"{config}/train-{shard:05}-of-{num_shards:05}.parquet"] = target.getvalue()
     return files
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files of a repository to a folder."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from helpers.config import ROOT
 from helpers.models import with_rotation
 from helpers.sharing import check_vectors
-from tests.loopback_hub import tiny_bge
+from tests.loopback_hub import tiny_bge, write_files
 from tools.serving import measure
 
 SCRIPT = ROOT / "notebooks" / "scripts" / "check_server.py"
@@ -27,9 +27,7 @@ FULL, SMALL, LIMIT = 96, 64, 64  # a token is a letter here: short texts just fi
 def folder(tmp_path_factory):
     """A saved model with a rotation, and its check.json."""
     base, folder = (tmp_path_factory.mktemp(name) for name in ("base", "release"))
-    for name, data in tiny_bge(hidden=FULL).items():
-        (base / name).parent.mkdir(exist_ok=True)
-        (base / name).write_bytes(data)
+    write_files(base, tiny_bge(hidden=FULL))
     layers = [Transformer(str(base), max_seq_length=LIMIT), Pooling(FULL, "mean"), Normalize()]
     model = SentenceTransformer(modules=layers, device="cpu")
     with_rotation(model, torch.linalg.qr(torch.randn(FULL, FULL)).Q).save(str(folder))

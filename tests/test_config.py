@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from helpers.config import PRESETS, ROOT, STAGES, Experiment, find_experiment, from_toml
 from helpers.files import sha256
 from helpers.sources import resolve
-from tests.loopback_hub import tiny_bge
+from tests.loopback_hub import tiny_bge, write_files
 
 WIKIPEDIA, SMOKE, MSMARCO = (PRESETS[name] for name in ("wikipedia", "smoke", "msmarco"))
 
@@ -33,10 +33,7 @@ def toml(tmp_path):
 @pytest.fixture
 def model(tmp_path):
     """A model in the folder "model" next to the TOML file."""
-    for name, data in tiny_bge(hidden=96).items():
-        file = tmp_path / "model" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
+    write_files(tmp_path / "model", tiny_bge(hidden=96))
     return tmp_path / "model"
 
 
@@ -239,8 +236,7 @@ def test_a_model_that_cannot_be_trained_here_is_refused_before_any_work(toml, mo
 
 @pytest.mark.parametrize("dim", [60, 24])
 def test_a_model_with_nothing_to_cut_says_what_to_do(toml, model, dim):
-    for name, data in tiny_bge(hidden=dim).items():
-        (model / name).write_bytes(data)
+    write_files(model, tiny_bge(hidden=dim))
     lines = 'preset = "wikipedia"', 'model = "model"'
     with pytest.raises(ValueError, match=f"full_dim is {dim}, so there is nothing to cut to small"):
         resolve(toml(*lines), {})

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
 from helpers.metrics import evaluate_truncated
-from tests.loopback_hub import tiny_bge
+from tests.loopback_hub import tiny_bge, write_files
 
 SCRIPTS = Path(__file__).parents[1] / "notebooks" / "scripts"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -66,11 +66,9 @@ def write_model(folder, dim=FULL_DIM):
         "1_Pooling/config.json": {"pooling_mode": "mean"},
         "config.json": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     }
-    for path, content in tiny_bge(hidden=dim).items():
-        if path in changes:
-            content = json.dumps(json.loads(content) | changes[path]).encode()
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(content)
+    files = tiny_bge(hidden=dim)
+    changed = {name: json.loads(files[name]) | more for name, more in changes.items()}
+    write_files(folder, files | {name: json.dumps(new).encode() for name, new in changed.items()})
 
 
 @pytest.fixture(scope="module")

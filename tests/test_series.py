@@ -12,7 +12,7 @@ import nbformat
 import pandas as pd
 
 from helpers.config import NOTEBOOKS, PRESETS, ROOT
-from tests.loopback_hub import tiny_bge, triplet_files
+from tests.loopback_hub import tiny_bge, triplet_files, write_files
 from tests.test_files import write
 
 MSMARCO = PRESETS["msmarco"]
@@ -95,10 +95,7 @@ def test_the_hub_preset_runs_without_an_error_or_a_skipped_cell(hub, tmp_path):
 
 
 def test_a_readers_own_file_and_model_run_through_the_series(tmp_path):
-    for name, data in tiny_bge(hidden=96).items():
-        file = tmp_path / "model" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
+    write_files(tmp_path / "model", tiny_bge(hidden=96))
     pairs = {row["query"]: row["positive"] for row in rows()} | {"where is nothing": ""}
     wrong = {query: f"a wrong answer to {query}" for query in [*pairs][:50]}
     table = [{"question": q, "answer": p, "wrong": wrong.get(q)} for q, p in pairs.items()]

@@ -25,7 +25,7 @@ from helpers.metrics import prefix
 from helpers.models import encode_passages, encode_queries, load_model, with_rotation
 from helpers.runs import start_run, versions
 from helpers.sharing import model_card, result_to_share, save_release, verdict
-from tests.loopback_hub import tiny_bge
+from tests.loopback_hub import tiny_bge, write_files
 
 # The last one is longer than the model reads.
 TEXTS = ["a text", "the sea is deep", "war and peace", "one more word of it " * 40]
@@ -94,10 +94,7 @@ def with_changes(run, **changes):
 @pytest.fixture
 def tiny(tmp_path):
     """A function that makes a small rotated model of 96 dimensions, which reads 24 tokens."""
-    for name, data in tiny_bge(hidden=96).items():
-        file = tmp_path / "tiny" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
+    write_files(tmp_path / "tiny", tiny_bge(hidden=96))
     first = str(tmp_path / "tiny")
 
     def make(pooling="mean", more=(), normalised=True):

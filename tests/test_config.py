@@ -65,7 +65,7 @@ def model(tmp_path):
         ('pooling = "max"', "pooling is 'max': input should be 'cls' or 'mean'"),
         ('name = "../elsewhere"', "name is '../elsewhere'"),
         ('name = ".."', "name is"),
-        ('name = "smoke"', "no run of your own may be called 'smoke'"),
+        ('name = "Current"', "no run of your own may be called 'Current'"),
         ('name = "Wikipedia"', "no run of your own may be called 'Wikipedia': rename the file"),
         ("batchsize = 8", "no setting called 'batchsize'; did you mean 'batch_size'?"),
         ("xyz = 8", "no setting called 'xyz'$"),

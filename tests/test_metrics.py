@@ -125,31 +125,19 @@ def test_every_prefix_is_of_unit_length_again():
     assert table["mrr@1"].tolist() == [0, 1]
 
 
-def test_one_row_a_dimension_in_the_order_asked_for_and_the_mean_of_the_queries():
-    queries, corpus, qrels = random_case(7)
-    table, each = evaluate_truncated(queries, corpus, qrels, [16, 2, 8], k=5, per_query=True)
-    assert list(table.columns) == ["dim", "mrr@5", "recall@5", "ndcg@5"]
-    assert table["dim"].tolist() == [16, 2, 8]
-    assert list(each.columns) == ["dim", "query", "mrr@5", "recall@5", "ndcg@5"]
-    means = each.groupby("dim", sort=False)["ndcg@5"].mean()
-    assert means.tolist() == pytest.approx(table["ndcg@5"].tolist())
-
-
-def test_numpy_torch_and_bfloat16_are_scored_alike():
+def test_tables_tensors_integers_and_reversed_views_are_scored_alike():
     queries, corpus, qrels = random_case(5)
-    halves = [torch.tensor(m).bfloat16() for m in (queries, corpus)]
-    expected = evaluate_truncated(*(m.float().numpy() for m in halves), qrels, [8, 16])
-    assert evaluate_truncated(*halves, qrels, [8, 16]).equals(expected)
-
-
-def test_tables_integers_and_reversed_views_are_scored_too():
-    queries, corpus, qrels = random_case(5)
-    queries, corpus = (np.round(100 * m) for m in (queries, corpus))
-    expected = evaluate_truncated(queries, corpus, qrels, [8])
-    tables = [pd.DataFrame(m) for m in (queries, corpus)]
-    views = [m[:, ::-1].copy()[:, ::-1] for m in (queries, corpus)]
-    for other in (tables, views, [m.astype(np.int16) for m in (queries, corpus)]):
-        assert evaluate_truncated(*other, qrels, [8]).equals(expected)
+    both = [np.round(10 * m) for m in (queries, corpus)]  # bfloat16 holds these as they are
+    expected = evaluate_truncated(*both, qrels, [16, 8])
+    assert [*expected] == ["dim", "mrr@10", "recall@10", "ndcg@10"]
+    assert expected["dim"].tolist() == [16, 8], "in the order asked for"
+    for other in (
+        [pd.DataFrame(m) for m in both],
+        [m[:, ::-1].copy()[:, ::-1] for m in both],
+        [m.astype(np.int16) for m in both],
+        [torch.tensor(m).bfloat16() for m in both],
+    ):
+        assert evaluate_truncated(*other, qrels, [16, 8]).equals(expected)
 
 
 def test_memory_is_bounded_with_many_relevant_passages(monkeypatch):
@@ -182,21 +170,16 @@ GOOD = {
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ({"query_embeddings": np.eye(4)[0]}, r"query_embeddings has shape \(4,\)"),
         ({"query_embeddings": np.ones((4, 3))}, "3 dimensions, corpus_embeddings 4"),
-        ({"corpus_embeddings": np.empty((0, 4))}, "corpus_embeddings is empty"),
         ({"corpus_embeddings": np.array([[1, np.nan, 0, 0]])}, "row 0 holds NaN"),
         ({"corpus_embeddings": np.diag([1, 1, 1, 0])}, "row 3: the first 4 dimensions are all"),
         ({"dims": [2]}, "row 2: the first 2 dimensions are all zero"),
         ({"dims": [5]}, "dim is 5: expected 1 to 4"),
-        ({"dims": []}, r"dims is \[\]"),
         ({"dims": [4, 4]}, r"dims is \[4, 4\]"),
         ({"qrels": [{0}] * 3}, "qrels are for 3 queries, but there are 4"),
         ({"qrels": [{0}, {0}, set(), {0}]}, "query 2 has no relevant passage"),
         ({"qrels": [{0}, {9}, {0}, {0}]}, "qrels of query 1 name passage 9"),
-        ({"qrels": [{0}, {-1}, {0}, {0}]}, "name passage -1"),
         ({"k": 0}, "k is 0"),
-        ({"qrels": ["0", "12", "1", "2"]}, "qrels of query 0 are '0': expected row numbers"),
         ({"qrels": [{0}, {"p7"}, {1}, {2}]}, "qrels of query 1 are {'p7'}: expected row numbers"),
         ({"query_embeddings": np.array([["a"] * 4])}, "query_embeddings holds <U1: expected num"),
     ],

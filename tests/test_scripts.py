@@ -166,9 +166,7 @@ def test_two_processes_train_the_same_model_as_one_and_print_once(folder, texts)
     assert np.linalg.norm(one - many) < 0.01 * np.linalg.norm(one - before)
 
 
-@pytest.mark.parametrize(
-    ("file", "dim"), [("passages.txt", FULL_DIM), ("passages.parquet", FULL_DIM), ("t.txt", 32)]
-)
+@pytest.mark.parametrize(("file", "dim"), [("passages.txt", FULL_DIM), ("passages.parquet", 32)])
 def test_search_finds_the_passages_with_the_highest_scores(folder, texts, file, dim):
     """There are more passages than a shortlist holds; queries come as arguments, or by stdin."""
     passages, asked = [passage for _, passage, _ in texts], [texts[7][0], texts[129][1]]
@@ -177,7 +175,7 @@ def test_search_finds_the_passages_with_the_highest_scores(folder, texts, file, 
         (folder / file).write_text("\n".join([*passages, ""]))
         done = run(folder, "search.py", "model", file, *asked, *options)
     else:
-        done = run(folder, "search.py", "model", file, stdin="\n\n".join(asked))
+        done = run(folder, "search.py", "model", file, *options, stdin="\n\n".join(asked))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [lines.pop(6), lines.pop(0)] == asked[::-1]

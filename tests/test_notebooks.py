@@ -76,9 +76,13 @@ def prose(notebook):
     return "\n".join(cell.source for cell in cells if not is_exercise(cell))
 
 
-def test_every_notebook_is_in_the_lists_that_the_commands_go_through():
+def test_every_notebook_is_in_the_lists_and_each_optional_one_is_linked():
     assert sorted(PATHS) == sorted((ROOT / "notebooks").glob("*.ipynb"))
     assert sorted(OPTIONAL) == sorted((ROOT / "notebooks" / "going_further").glob("*.ipynb"))
+    linked = set()
+    for path in PATHS:
+        linked |= set(re.findall(r"\]\((going_further/\w+)\.ipynb\)", prose(read(path))))
+    assert linked == {*FURTHER}
 
 
 def test_an_optional_one_asks_one_question_and_answers_it(optional):
@@ -88,13 +92,6 @@ def test_an_optional_one_asks_one_question_and_answers_it(optional):
     assert "](../glossary.md)" in optional.cells[0].source
     last = optional.cells[-1].source
     assert last[last.index("## Recap") :].count("\n- ") >= 3 and "**Back to**" in last
-
-
-def test_each_optional_one_is_linked_from_where_its_question_comes_up():
-    linked = set()
-    for path in PATHS:
-        linked |= set(re.findall(r"\]\((going_further/\w+)\.ipynb\)", prose(read(path))))
-    assert linked == {*FURTHER}
 
 
 def test_code_can_be_read_on_half_a_screen(any_notebook):
@@ -174,32 +171,25 @@ def test_the_first_cell_is_hidden_and_the_same_in_all(any_notebook):
     assert (ROOT / "requirements-colab.txt").is_file() and "requirements-colab.txt" in first.source
 
 
-def run_first_cell(folder):
+def test_the_first_cell_finds_the_repository_or_says_where_to_run_it(tmp_path):
     code = TransformerManager().transform_cell(first_cell(PATHS[0]).source)
     code += "\nimport helpers; print(helpers.__file__)"
-    command = [sys.executable, "-P", "-c", code]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    for folder in (ROOT, ROOT / "notebooks" / "going_further", tmp_path):
+        command = [sys.executable, "-P", "-c", code]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if folder == tmp_path:
+            line = f"Run this in the repository's notebooks/, not in {tmp_path}\n"
+            assert done.stderr == line
+        else:
+            assert Path(done.stdout.strip()).parent == ROOT / "helpers", done.stderr
 
 
-@pytest.mark.parametrize("folder", [".", "notebooks", "notebooks/going_further"])
-def test_the_first_cell_finds_the_repository_from_any_folder_in_it(folder):
-    assert Path(run_first_cell(ROOT / folder).stdout.strip()).parent == ROOT / "helpers"
-
-
-def test_from_outside_the_first_cell_says_in_one_line_where_to_run_it(tmp_path):
-    said = run_first_cell(tmp_path).stderr
-    assert said == f"Run this in the repository's notebooks/, not in {tmp_path}\n"
-
-
-def test_one_place_to_choose():
+def test_the_preset_is_chosen_in_one_cell_of_the_first_notebook():
     for path in PATHS:
-        cells = code_cells(nbformat.read(path, as_version=4))
-        mocked = [cell for cell in cells if "nbmake" in cell.metadata]
-        assert len(mocked) == (path.stem == "01_setup")
-        for cell in mocked:
-            (assignment,) = ast.parse(cell.source).body
-            assert assignment.targets[0].id == "PRESET"
-            assert ast.literal_eval(assignment.value) == "wikipedia"
+        chosen = [cell for cell in code_cells(read(path)) if "nbmake" in cell.metadata]
+        assert len(chosen) == (path.stem == "01_setup")
+        for cell in chosen:
+            assert cell.source.startswith('PRESET = "wikipedia"')
             assert cell.metadata["nbmake"]["mock"]["PRESET"] in PRESETS
             assert cell.metadata["tags"] == ["parameters"], "papermill sets it with -p PRESET"
 

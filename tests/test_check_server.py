@@ -17,7 +17,6 @@ from helpers.config import ROOT
 from helpers.models import with_rotation
 from helpers.sharing import check_vectors
 from tests.loopback_hub import tiny_bge, write_files
-from tools.serving import measure
 
 SCRIPT = ROOT / "notebooks" / "scripts" / "check_server.py"
 FULL, SMALL, LIMIT = 96, 64, 64  # a token is a letter here: short texts just fit
@@ -97,11 +96,6 @@ def check(server, folder, **env):
     return done.returncode, done.stdout + done.stderr
 
 
-def without(model, kind):
-    kept = [module for module in model if type(module).__name__ != kind]
-    return SentenceTransformer(modules=kept, device="cpu")
-
-
 def test_a_server_with_the_models_vectors_is_right(server, folder):
     code, said = check(server, folder)
     assert code == 0
@@ -121,21 +115,17 @@ def wrong_pooling(server):
     server.model[1].pooling_mode = "cls"
 
 
+def without(server, kind):
+    kept = [module for module in server.model if type(module).__name__ != kind]
+    server.model = SentenceTransformer(modules=kept, device="cpu")
+
+
 def no_rotation(server):
-    server.model = without(server.model, "Dense")
-
-
-def both(server):
-    wrong_pooling(server)
-    no_rotation(server)
+    without(server, "Dense")
 
 
 def not_normalised(server):
-    server.model = without(server.model, "Normalize")
-    server.normalises = False
-
-
-def raw_prefixes(server):
+    without(server, "Normalize")
     server.normalises = False
 
 
@@ -143,8 +133,9 @@ def cut_elsewhere(server):
     server.takes_long, server.model.max_seq_length = True, LIMIT - 16
 
 
-def dimensions_refused(server):
-    server.takes_dimensions = False
+def ignored_dimensions(server):
+    embed = server.embed
+    server.embed = lambda asked: embed(asked | {"dimensions": None})
 
 
 def another_model(server):
@@ -159,33 +150,32 @@ POOLING, LENGTHS = r"wrong pooling \(cls\)", "not normalised: lengths from"
 
 
 @pytest.mark.parametrize(
-    ("fault", "at_full", "at_small"),
+    ("faults", "at_full", "at_small"),
     [
-        (wrong_pooling, POOLING, POOLING),
-        (no_rotation, "no rotation", "no rotation"),
-        (both, f"{POOLING}, no rotation", f"{POOLING}, no rotation"),
-        (not_normalised, LENGTHS, LENGTHS),
-        (raw_prefixes, "right", LENGTHS),
-        (cut_elsewhere, "cut at another length", "cut at another length"),
-        (dimensions_refused, "right", "dimensions refused: 400 .*does not support"),
-        (another_model, "another model: the vectors", "another model: the vectors"),
-        (another_size, f"another model: expected {FULL} dimensions, got 48", "another model"),
+        ([wrong_pooling], POOLING, POOLING),
+        ([no_rotation], "no rotation", "no rotation"),
+        ([wrong_pooling, no_rotation], f"{POOLING}, no rotation", f"{POOLING}, no rotation"),
+        ([not_normalised], LENGTHS, LENGTHS),
+        ([lambda server: setattr(server, "normalises", False)], "right", LENGTHS),
+        ([cut_elsewhere], "cut at another length", "cut at another length"),
+        (
+            [lambda server: setattr(server, "takes_dimensions", False)],
+            "right",
+            "dimensions refused",
+        ),
+        ([ignored_dimensions], "right", f"dimensions ignored: expected {SMALL}, got {FULL}"),
+        ([another_model], "another model: the vectors", "another model: the vectors"),
+        ([another_size], f"another model: expected {FULL} dimensions, got 48", "another model"),
     ],
 )
-def test_each_fault_is_named(server, folder, fault, at_full, at_small):
-    fault(server)
+def test_each_fault_is_named(server, folder, faults, at_full, at_small):
+    for fault in faults:
+        fault(server)
     code, said = check(server, folder)
     assert code == 1
     for size, words in ((FULL, at_full), (SMALL, at_small)):
         lines = re.findall(rf"^{size} dimensions: (.*)$", said, re.MULTILINE)
         assert len(lines) == 1 and re.match(words, lines[0]), said
-
-
-def test_dimensions_that_are_ignored_are_noticed(server, folder):
-    embed = server.embed
-    server.embed = lambda asked: embed(asked | {"dimensions": None})
-    code, said = check(server, folder)
-    assert code == 1 and f"dimensions ignored: expected {SMALL}, got {FULL}" in said
 
 
 def test_what_is_no_such_server_and_no_release_is_said_in_one_line(server, folder, tmp_path):
@@ -222,18 +212,3 @@ def test_the_notebook_asks_a_server_that_runs(cells, server, capsys):
     texts = ["the sea is deep", "a much longer text " * 20]
     expected = server.model.encode(texts, truncate_dim=SMALL, normalize_embeddings=True)
     assert served(texts, SMALL).numpy() == pytest.approx(expected, abs=1e-5)
-
-
-def test_a_server_that_ends_before_it_answers_stops_the_notebook(cells, monkeypatch, tmp_path):
-    monkeypatch.setenv("MATRYOSHKA_VLLM", sys.executable)  # it has no vLLM, so it ends at once
-    space = cells("serving-00", "serving-00")
-    space["run"] = type("Run", (), {"path": tmp_path.joinpath})
-    with pytest.raises(OSError):
-        cells("serving-05", "serving-09")
-
-
-def test_a_server_is_measured_only_if_there_is_one(monkeypatch):
-    for name in ("MATRYOSHKA_VLLM", "MATRYOSHKA_SERVER_URL"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ValueError, match="set MATRYOSHKA_VLLM or MATRYOSHKA_SERVER_URL"):
-        measure(None)

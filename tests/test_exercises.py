@@ -324,8 +324,3 @@ def test_a_strange_answer_is_wrong_and_raises_nothing(name, said):
 def test_the_solution_never_picks_the_positive_even_if_it_scores_below_zero():
     pick = SOLUTIONS["pick_negatives"]
     assert pick(torch.tensor([[-0.1, -0.2, -0.3]]), torch.tensor([0])).tolist() == [1]
-
-
-def test_an_unknown_exercise_raises():
-    with pytest.raises(ValueError, match=r"expected an exercise \(cut, .*got 'cutt'"):
-        check("cutt", print)

@@ -104,9 +104,6 @@ def test_scores_are_those_of_the_series():
         each = evaluate_truncated(queries, passages, right, [dim], per_query=True)[1]
         assert 0.1 < ours.mean() < 0.9
         assert np.allclose(ours, each["mrr@10"])
-
-
-def test_equal_vectors_are_no_perfect_score():
     ones = torch.ones(30, DIM)
     assert (ADAPTER.mrr(ones, ones, [[row] for row in range(30)], 32) == 0).all()
 
@@ -123,24 +120,14 @@ def test_queries_that_share_an_answer_are_in_one_split():
     assert len(set().union(*answers)) == sum(map(len, answers))
 
 
-def test_another_right_answer_in_the_batch_is_no_negative():
-    start = ADAPTER.fit_rotation(torch.randn(200, DIM))
-    queries, passages = torch.randn(50, DIM), torch.randn(1, DIM).expand(50, DIM)
-    pairs = torch.stack([torch.arange(50), torch.zeros(50, dtype=int)], dim=1)
-    after = next(ADAPTER.train(start, queries, passages, pairs, 0.1))
-    assert torch.allclose(after, start, atol=0.01)  # weight decay is all that moves it
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"pairs": [(0, 0)] * 5}, "expected pairs of 200 different queries or more, got 1"),
         ({"pairs": [(0, NUMBER)]}, f"names passage {NUMBER}, but the rows are 0 to {NUMBER - 1}"),
         ({"pairs": [(0, "b")]}, "expected lines of two row numbers in pairs.csv, such as 0,17"),
-        ({"pairs": [(0, "1,2")]}, "expected lines of two row numbers in pairs.csv, got 3 columns"),
         ({"pairs": [(q, 0) for q in range(NUMBER)]}, "most queries share their answers"),
         ({"passages": np.ones((NUMBER, 5), np.float32)}, "got 96 and 5 dimensions"),
-        ({"passages": np.ones(NUMBER)}, "expected rows of floats (num_vectors, dim) in p.npy"),
         ({"passages": np.zeros((NUMBER, DIM))}, "row 0 of p.npy holds NaN, infinity or only zeros"),
     ],
 )

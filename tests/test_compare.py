@@ -9,7 +9,6 @@ import torch
 from scipy import stats
 
 from helpers.compare import bm25_ranking, mean_interval, paired_difference, pca_rotation
-from helpers.metrics import evaluate_truncated
 
 PASSAGES = [
     "green apples and red apples grow on trees",
@@ -22,6 +21,8 @@ def test_bm25_ranks_by_shared_words_and_pads():
     ranking = bm25_ranking(["apples on trees", "the Pianos", "quantum physics"], PASSAGES, k=5)
     assert ranking.tolist() == [[0, 1, -1, -1, -1], [2, -1, -1, -1, -1], [-1] * 5]
     assert bm25_ranking(["apples on trees"], PASSAGES, k=1).tolist() == [[0]]
+    mixed = ["the word नमस्ते in an English text", "naïve cafés"]  # its beginning is a word there
+    assert bm25_ranking(["नमस", "cafés"], mixed, k=1).tolist() == [[0], [1]]
 
 
 def test_bm25_finds_nothing_in_passages_without_a_word(capsys):
@@ -60,11 +61,6 @@ def test_bm25_keeps_words_with_vowel_signs_whole(passages, queries, monkeypatch)
     assert {*tokens[0].vocab} - {""} == {word for text in passages for word in text.split()}
 
 
-def test_a_few_words_of_such_a_script_change_nothing():
-    passages = ["the word नमस्ते in an English text", "naïve cafés"]  # its beginning is a word there
-    assert bm25_ranking(["नमस", "cafés"], passages, k=1).tolist() == [[0], [1]]
-
-
 @pytest.mark.parametrize("num_texts", [5, 200])
 def test_the_rotation_is_that_of_a_singular_value_decomposition(num_texts):
     generator = torch.Generator().manual_seed(0)
@@ -74,19 +70,6 @@ def test_the_rotation_is_that_of_a_singular_value_decomposition(num_texts):
     expected = torch.linalg.svd(texts.double()).Vh.T[:, : min(num_texts, 16)]
     same = (rotation[:, : expected.shape[1]].double() * expected).sum(dim=0).abs()
     assert same.tolist() == pytest.approx([1] * len(same), abs=1e-5)  # up to their signs
-
-
-def test_rotating_changes_nothing_at_full_size_and_helps_a_prefix():
-    generator = torch.Generator().manual_seed(1)
-    # Only the last dimensions tell passages apart, and a prefix sees them only once rotated.
-    scale = torch.cat([torch.full((8,), 0.01), torch.ones(4)])
-    corpus = torch.randn(50, 12, generator=generator) * scale
-    queries = corpus + 0.02 * torch.randn(50, 12, generator=generator)
-    rotation, qrels = pca_rotation(corpus), [{i} for i in range(50)]
-    before = evaluate_truncated(queries, corpus, qrels, [4, 12])["mrr@10"]
-    after = evaluate_truncated(queries @ rotation, corpus @ rotation, qrels, [4, 12])["mrr@10"]
-    assert after[1] == pytest.approx(before[1])
-    assert after[0] > before[0] + 0.3
 
 
 def scores(seed: int = 0, size: int = 400) -> np.ndarray:
@@ -109,6 +92,12 @@ def test_the_p_value_is_near_that_of_the_paired_t_test():
     found = paired_difference(before, after)
     assert found.p_value == pytest.approx(stats.ttest_rel(after, before).pvalue, abs=0.02)
     assert found[:3] == mean_interval(after - before)
+    back = paired_difference(after, before)
+    assert back.mean == pytest.approx(-found.mean) and back.low == pytest.approx(
+        -found.high, rel=0.1
+    )
+    clear = paired_difference(before, before + 0.01 + 0.002 * scores(1))
+    assert str(clear) == "+0.011 (+0.011 to +0.011, p < 0.001)"
 
 
 def test_with_few_queries_the_test_swaps_every_way_there_is():
@@ -117,17 +106,6 @@ def test_with_few_queries_the_test_swaps_every_way_there_is():
     means = [abs(np.mean(difference * s)) for s in map(np.array, signs)]
     expected = np.mean(np.array(means) >= abs(difference.mean()) - 1e-12)
     assert paired_difference(np.zeros(4), difference).p_value == pytest.approx(expected)
-
-
-def test_pairing_sees_what_separate_intervals_do_not():
-    before, noise = scores(), scores(1)
-    after = before + 0.01 + 0.002 * noise
-    assert mean_interval(after).low < mean_interval(before).high
-    found = paired_difference(before, after)
-    assert found.p_value < 0.001 < found.low
-    assert str(found) == "+0.011 (+0.011 to +0.011, p < 0.001)"
-    back = paired_difference(after, before)
-    assert back.mean == pytest.approx(-found.mean) and back.high < 0
 
 
 def test_what_is_chance_is_called_so():

@@ -111,14 +111,6 @@ def test_without_a_server_the_rest_goes_on(cells, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("100.0% of FAISS's answers; ")
 
 
-def test_what_has_too_many_dimensions_for_an_index_is_named(cells, capsys):
-    cells("going_further/databases", "databases-05", "databases-13", 2304)
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("vector(2304) can't be indexed: ") and "2000 dimensions" in said[0]
-    assert [line.split("(")[0] for line in said[1:4]] == ["halfvec", "bit", "vector"]
-    assert all("% of FAISS's answers" in line for line in said[1:4])
-
-
 def test_on_a_qdrant_server_only_our_own_collection_is_deleted(cells, monkeypatch, capsys):
     server = qdrant_client.QdrantClient(":memory:")
     config = qdrant_client.models.VectorParams(size=2, distance="Cosine")

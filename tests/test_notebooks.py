@@ -22,21 +22,6 @@ from notebooks.exercises.checks import EXERCISES
 HELPERS = {f"helpers.{p.stem}" for p in (ROOT / "helpers").glob("[!_]*.py")}
 PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
 OPTIONAL = [ROOT / "notebooks" / f"{name}.ipynb" for name in FURTHER]
-# What each notebook has to show in its own cells, not behind a helper.
-LESSONS = {
-    "01_setup": ["prefix / prefix.norm", "start_run(PRESET)", "encode_passages(chosen"],
-    "02_data": ["load_dataset(", "kept.add(row)", "mine_hard_negatives("],
-    "03_baseline": ["1 / rank", "torch.linalg.eigh("],
-    "04_training": [
-        "cross_entropy(",
-        "MatryoshkaLoss(",
-        "MultipleNegativesRankingLoss(",
-        "SentenceTransformerTrainingArguments(",
-        "SentenceTransformerTrainer(",
-    ],
-    "05_evaluation": ["paired_difference(", "interact("],
-    "06_deployment": ["truncate_dim=small", "faiss.Index", "WITH shortlist", "<=>"],
-}
 
 
 def read(path):
@@ -102,22 +87,8 @@ def test_code_can_be_read_on_half_a_screen(any_notebook):
         assert max(map(len, lines)) <= 79, max(lines, key=len)
 
 
-def test_the_lesson_is_in_the_cells(notebook):
-    code = "\n".join(cell.source for cell in code_cells(notebook))
-    for call in LESSONS[notebook.metadata["path"].stem]:
-        assert call in code, call
-
-
 def first_cell(path):
     return next(cell for cell in read(path).cells if cell.cell_type == "code")
-
-
-def test_each_opens_its_run_with_the_notebook_before(notebook):
-    code = "\n".join(cell.source for cell in code_cells(notebook))
-    place = NOTEBOOKS.index(notebook.metadata["path"].stem)
-    opened = {0: "start_run(PRESET)", 1: "open_run()"}
-    later = f'open_run(after="{NOTEBOOKS[place - 1]}")'
-    assert f" = {opened.get(place, later)}\n" in code
 
 
 def test_no_query_finds_its_own_text_in_notebook_5_or_6():
@@ -276,14 +247,3 @@ def test_imports_run_one_way_and_the_reading_list_is_true():
         assert not imports_of(path), path.name
     for path in (ROOT / "notebooks" / "exercises").rglob("*.py"):
         assert not {m for m in imports_of(path) if m.startswith("tools")}, path.name
-
-
-def test_notebooks_need_every_helper():
-    needed = {"helpers.run"}  # the main command
-    for path in PATHS:
-        for cell in code_cells(nbformat.read(path, as_version=4)):
-            needed |= set(re.findall(r"from (helpers\.\w+)", cell.source))
-    paths = {name: ROOT / f"{name.replace('.', '/')}.py" for name in HELPERS}
-    while more := set().union(*(imports_of(paths[name]) for name in needed)) - needed:
-        needed |= more
-    assert needed == HELPERS

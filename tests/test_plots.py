@@ -60,17 +60,6 @@ def test_the_figure_has_a_line_a_model_and_bm25_as_a_level():
     assert (axes.get_title("left") or axes.get_title(), axes.get_ylabel()) == ("a finding", "MRR")
 
 
-def test_a_model_of_your_own_is_last_and_grey_in_tables_and_figures():
-    own = pd.DataFrame([("mine", 64, 0.1, 0.2), ("mine", 384, 0.3, 0.4)], columns=[*SCORES])
-    scores = pd.concat([own, SCORES])
-    frame = wide(scores, "mrr@10")
-    assert [*frame.index] == [*MODELS, "mine"] and frame.loc["mine"].tolist() == [0.1, 0.3]
-    assert markdown_table(scores, "mrr@10").splitlines()[-1] == "| mine | 0.100 | 0.300 |"
-    (axes,) = lines(frame, "a finding").axes
-    assert {text.get_text(): text.get_color() for text in axes.texts}["mine"] == "#999999"
-    assert [[64, 0.1], [384, 0.3]] in [line.get_xydata().tolist() for line in axes.lines]
-
-
 @pytest.mark.parametrize(("models", "spread"), [(MODELS, 1), (MODELS, 0), ([*STYLE], 0)])
 def test_every_line_has_its_name_and_no_two_overlap(models, spread):
     frame = wide(SCORES, "mrr@10").reindex(models).fillna(0.5)

@@ -155,14 +155,6 @@ def test_the_classic_layout_holds_what_older_versions_and_servers_read_and_nothi
     assert read("config.json")["matryoshka_dimensions"] == [384, 256, 128, 64, 32]
 
 
-def test_a_model_that_only_transformers_5_reads_says_so(run, tiny):
-    model = tiny()
-    said = "with transformers 5 or later"
-    assert said not in (save_release(run, model, RESULTS) / "README.md").read_text()
-    model[0].auto_model.config.rope_parameters = {"rope_theta": 160000.0, "rope_type": "default"}
-    assert said in (save_release(run, model, RESULTS) / "README.md").read_text()
-
-
 @pytest.mark.skipif(not OLDER, reason="MATRYOSHKA_OLDER names no Python")
 @pytest.mark.parametrize("python", OLDER or [None])
 def test_an_older_library_has_equal_vectors(run, python):

@@ -5,7 +5,6 @@ import io
 import json
 import shutil
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,15 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from helpers.collection import RetrievalData, collect
+from helpers.collection import RetrievalData
 from helpers.config import PRESETS, ROOT
 from helpers.models import load_model
-from helpers.rows import read_rows
 from helpers.runs import start_run
-from helpers.triplets import TripletFilter
 from tools import command, study
-from tools.recipes import recipe_of
-from tools.study import Idea, Study, differences, ideas, intervals, jobs, summary
+from tools.study import Idea, Study, differences, intervals, jobs, summary
 
 WIKIPEDIA = PRESETS["wikipedia"]
 RESULTS = ROOT / "results"
@@ -112,40 +108,19 @@ def test_a_study_goes_on_where_it_was_and_scores_only_named_recipes_on_test(
 
 @pytest.fixture(scope="module")
 def kept():
-    """The tables of each kept training: what it is of, and its scores, with its seed."""
+    """The scores of each kept training, with its seed."""
     seeds = {f"{name}-{seed}": seed for name, _, seed, _ in jobs(WIKIPEDIA)}
     found = {}
     for name, seed in {"base": pd.NA, **seeds}.items():
         table = pq.read_table(RESULTS / "trainings" / "wikipedia" / f"{name}.parquet")
-        more = {key: json.loads(table.schema.metadata[key]) for key in (b"about", b"bits")}
-        bits = pd.DataFrame(more[b"bits"]).assign(seed=seed)
-        found[name] = more[b"about"], table.to_pandas().assign(seed=seed), bits
+        bits = pd.DataFrame(json.loads(table.schema.metadata[b"bits"])).assign(seed=seed)
+        found[name] = table.to_pandas().assign(seed=seed), bits
     return found
 
 
-def test_the_kept_trainings_are_of_the_recipes_and_texts_as_they_are(kept):
-    texts = TripletFilter(WIKIPEDIA)
-    for row in read_rows(WIKIPEDIA):
-        texts.add(row)
-        if texts.is_full:
-            break
-    run = SimpleNamespace(experiment=WIKIPEDIA)
-    made = Study(run, collect(texts), None, None, None, None)
-    expected = {"base": made.about("base", WIKIPEDIA, {}, on_test=True)}
-    for name, idea, seed, on_test in jobs(WIKIPEDIA):
-        recipe = recipe_of(idea.of, WIKIPEDIA).replace(**idea.changes, seed=seed, evals=1)
-        expected[f"{name}-{seed}"] = made.about(name, recipe, idea.describe(), on_test)
-    for name, about in expected.items():
-        assert kept[name][0] == about, name
-    files = (RESULTS / "trainings" / "wikipedia").glob("*.parquet")
-    assert {path.stem for path in files} == expected.keys()
-    about = json.loads((RESULTS / "recipes.json").read_text())
-    assert about["recipes"].keys() == {*study.NAMED, *ideas(WIKIPEDIA)}
-
-
 def test_the_committed_tables_are_of_the_kept_scores(kept, monkeypatch):
-    scores = pd.concat([queries for _, queries, _ in kept.values()], ignore_index=True)
-    bits = pd.concat([bits for *_, bits in kept.values() if len(bits)], ignore_index=True)
+    scores = pd.concat([queries for queries, _ in kept.values()], ignore_index=True)
+    bits = pd.concat([bits for _, bits in kept.values() if len(bits)], ignore_index=True)
     for name in ("mean_interval", "paired_difference"):  # with fewer samples, to be quick
         monkeypatch.setattr(study, name, partial(getattr(study, name), resamples=100))
     means = summary(scores, 10)

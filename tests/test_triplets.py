@@ -15,7 +15,7 @@ from helpers.config import PRESETS, from_toml
 from helpers.rows import hub_rows, normalise, read_rows
 from helpers.sources import resolve
 from helpers.triplets import TripletFilter
-from tests.test_files import beir, write
+from tests.test_files import write
 
 SMOKE = PRESETS["smoke"]
 LONG = "a passage with more than enough words to be kept by every rule that there is here"
@@ -238,13 +238,6 @@ def test_queries_that_share_an_answer_share_a_split(capsys):
     assert "known answers" not in said
 
 
-def test_splits_have_no_more_queries_than_asked_and_say_what_they_lack(capsys):
-    rows = [row(f"query number {i}", f"{LONG} {i // 3}") for i in range(120)]
-    data = small(rows, num_test=32, num_dev=31)
-    assert data.queries["split"].value_counts().to_dict() == {"train": 60, "test": 30, "dev": 30}
-    assert "in one split, 2 fewer in test, 1 fewer in dev." in capsys.readouterr().out
-
-
 def test_with_too_few_answers_queries_are_drawn_one_by_one_and_that_is_said(capsys):
     rows = [row(f"query number {i}", f"{LONG} {i % 12}") for i in range(600)]
     data = small(rows, num_test=100, num_dev=50)
@@ -449,29 +442,6 @@ def test_a_file_without_names_is_told_to_add_some(tmp_path, suffix):
         experiment = own(tmp_path, f"{place}{suffix}", "", [dict.fromkeys(names, "a")])
         with pytest.raises(ValueError, match=f"a first line, such as query{separator}positive$"):
             next(read_rows(experiment))
-
-
-def test_columns_of_ids_are_refused_and_texts_that_look_like_ids_are_named(capsys):
-    changes = {"query_column": "query-id", "positive_column": "corpus-id"}
-    line = {"query-id": "1", "corpus-id": "2", "score": 1}
-    with pytest.raises(ValueError, match=r"'query-id' holds ids by its name, .*from its folder"):
-        next(hub_rows(streamed(line), SMOKE.replace(**changes)))
-    ids = [row(f"what is number {i}", f"MED-{i}") for i in range(30)]
-    small(ids, min_passage_words=1)
-    assert "Most passages are numbers, such as 'MED-0'" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("named", [".", "qrels/train.tsv"])
-def test_a_collection_in_beirs_layout_is_a_dataset(tmp_path, capsys, named):
-    beir(tmp_path)
-    (tmp_path / "mine.toml").write_text(TOML % named + 'query_column = "query-id"\n')
-    kept = gather(resolve(from_toml(tmp_path / "mine.toml"), {}))
-    assert [(one["query"], one["positive"], one["title"]) for one in kept.rows[1:3]] == [
-        ("question 0", "A title text 0", "A title"),
-        ("question 0", "text 1", None),
-    ]
-    assert kept.counts["kept: passage alone, query missing"] == 4
-    assert "answers are test.tsv, train.tsv with scores above 0" in capsys.readouterr().out
 
 
 def test_a_link_counts_by_its_own_name(tmp_path):

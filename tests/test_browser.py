@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import nbformat
@@ -72,6 +71,11 @@ class Opened(NamedTuple):
         return [output for output in found if output.output_type in kinds]
 
 
+def answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """The address of JupyterLab, and the token that it asks for."""
@@ -118,31 +122,19 @@ def lab(tmp_path_factory):
         server = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
         )
-    try:
-        wait_for(port, server, log)
-        yield f"http://127.0.0.1:{port}", token
-    finally:
-        end(server)
-
-
-def wait_for(port: int, server: subprocess.Popen, log: Path) -> None:
     until = time.monotonic() + SERVER_START
-    while server.poll() is None and time.monotonic() < until:
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
-
-
-def end(server: subprocess.Popen) -> None:
-    """End the server, and its kernels, which are in process groups of their own."""
-    if server.poll() is None:
-        family = psutil.Process(server.pid).children(recursive=True)
-        server.terminate()
-        for process in psutil.wait_procs([*family, psutil.Process(server.pid)], timeout=15)[1]:
-            process.kill()
-        server.wait()
+    try:
+        while not answers(port):
+            assert server.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}", token
+    finally:  # its kernels are in process groups of their own
+        if server.poll() is None:
+            family = psutil.Process(server.pid).children(recursive=True)
+            server.terminate()
+            for process in psutil.wait_procs([*family, psutil.Process(server.pid)], timeout=15)[1]:
+                process.kill()
+            server.wait()
 
 
 @pytest.fixture(scope="module", params=NOTEBOOKS)
@@ -160,13 +152,11 @@ def notebook(request, browser, lab):
         page.wait_for_function(LOADED)
         cells = nbformat.reads(page.evaluate(MODEL), as_version=4).cells
         yield Opened(name, page, [cell for cell in cells if cell.cell_type == "code"])
+        allowed = {"headers": {"Authorization": f"token {token}"}}
+        for session in page.request.get(f"{address}/api/sessions", **allowed).json():
+            page.request.delete(f"{address}/api/sessions/{session['id']}", **allowed)
     finally:
-        try:
-            allowed = {"headers": {"Authorization": f"token {token}"}}
-            for session in page.request.get(f"{address}/api/sessions", **allowed).json():
-                page.request.delete(f"{address}/api/sessions/{session['id']}", **allowed)
-        finally:
-            page.close()
+        page.close()
 
 
 def test_every_cell_ran_in_order_without_an_error_or_a_warning(notebook):
@@ -175,6 +165,8 @@ def test_every_cell_ran_in_order_without_an_error_or_a_warning(notebook):
     assert [cell.execution_count for cell in notebook.code] == [*range(1, len(notebook.code) + 1)]
     said = [output.text for output in notebook.outputs("stream") if output.name == "stderr"]
     assert [text for text in said if "warning" in text.lower()] == []
+    for sign in (".jp-Dialog", ".Toastify__toast--error"):
+        assert notebook.page.locator(sign).all_inner_texts() == []
 
 
 def test_every_figure_is_drawn_and_says_in_words_what_it_shows(notebook):
@@ -184,11 +176,6 @@ def test_every_figure_is_drawn_and_says_in_words_what_it_shows(notebook):
     # JupyterLab keeps the text, but does not hand it to the picture; nbconvert's classic does.
     said = [output.metadata.get("image/png", {}).get("alt", "") for output in figures]
     assert [text for text in said if not text.strip()] == []
-
-
-def test_jupyterlab_complains_of_nothing(notebook):
-    for sign in (".jp-Dialog", ".Toastify__toast--error"):
-        assert notebook.page.locator(sign).all_inner_texts() == []
 
 
 def test_the_whole_notebook_makes_a_picture(notebook):

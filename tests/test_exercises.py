@@ -214,6 +214,7 @@ WRONG = [  # exercise, part of the hint, functions
     ("two_stages", "places in the shortlist", partial(two_stages, places=True)),
     ("two_stages", "order by prefix", lambda q, p, d, _, k: best(k, unit(p[:, :d]), q[:d])),
     ("two_stages", "all passages", lambda q, p, dim, shortlist, k: best(k, p, q)),
+    ("two_stages", "k long", lambda q, p, dim, shortlist, k: two_stages(q, p, dim, k, k)),
     ("compress", "64 bytes, expected at most 32", int8, lambda codes: codes),
     ("compress", "large values change their sign", *int4(0.25, clip=False)),
     ("compress", "it finds 4", *signs()),

@@ -10,6 +10,7 @@ import pytest
 from helpers.config import from_toml
 from helpers.rows import read_rows
 from helpers.triplets import TripletFilter
+from tests.loopback_hub import write_files
 from tests.test_style import requirements
 
 SCRIPT = Path(__file__).parents[1] / "notebooks" / "scripts" / "docstrings.py"
@@ -61,16 +62,7 @@ def first(x):
     """
 
 
-def _private():
-    """Return what nobody sees.
-
-    {REST} private
-    """
-
-
 class Base:
-    """Short."""
-
     async def fit(self):
         """Fit the model to data.
 
@@ -101,12 +93,6 @@ class Child(Base):
 
         Of both. {REST}
         """
-
-    def predict(self):
-        """Predict with the model:
-
-        Its lead {REST}
-        """
 '''
 EXPECTED = [
     (
@@ -126,10 +112,7 @@ def run(tmp_path, monkeypatch, capsys):
     files = {"a/__init__.py": "", "a/_module.py": MODULE, "z_template.py": "{{ name }} ="}
     for place in ("tests", "_private"):
         files[f"{place}/module.py"] = hidden.format(place, REST)
-    for name, text in files.items():
-        path = tmp_path / "tiny" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    write_files(tmp_path / "tiny", {name: text.encode() for name, text in files.items()})
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
 

@@ -12,28 +12,13 @@ import psutil
 import pytest
 import torch
 from datasets import Dataset
-from sentence_transformers import SentenceTransformerTrainer
-from sentence_transformers.sentence_transformer.losses import (
-    MatryoshkaLoss,
-    MultipleNegativesRankingLoss,
-)
-from sentence_transformers.sentence_transformer.training_args import (
-    SentenceTransformerTrainingArguments,
-)
-from transformers import AutoTokenizer, BertConfig, BertModel, TrainerCallback
+from transformers import AutoTokenizer, BertConfig, BertModel
 
 from helpers.config import PRESETS, ROOT
 from helpers.metrics import Split, evaluate_truncated
-from helpers.models import (
-    column_prompts,
-    encode_passages,
-    encode_queries,
-    load_model,
-    with_rotation,
-)
+from helpers.models import encode_passages, encode_queries, load_model, with_rotation
 from helpers.packages import packaged_file
 from helpers.runs import start_run
-from helpers.seeding import seed_everything
 from helpers.training import (
     DevScores,
     PlannedBatches,
@@ -41,9 +26,9 @@ from helpers.training import (
     is_trained,
     last_checkpoint,
     plan_batches,
-    train,
     trainer_defaults,
 )
+from tools import recipes
 
 TOPICS = ("tea", "war", "jazz", "snow", "law", "bread", "chess", "gold")
 TEXTS = [f"{kind} {topic}" for kind in "abcdefgh" for topic in TOPICS]
@@ -74,44 +59,22 @@ def tiny(tmp_path_factory) -> str:
     return str(folder / "tiny.toml")
 
 
-def fine_tune(choice: str, *callbacks):
-    """The call of notebook 4."""
-    name, run = "tuned", start_run(choice)
-    recipe = run.experiment
+def fine_tune(choice: str):
+    """Train as notebook 4 does: test_train_recipe holds the two against each other."""
+    run = start_run(choice)
     model = with_rotation(load_model(run), torch.eye(32))
-    dev_scores = DevScores(
-        Split(TEXTS[:8], [{i} for i in range(8)], [()] * 8), ROWS["positive"][:], run
-    )
-    sampler, steps = plan_batches(ROWS, recipe)
-    seed_everything(recipe.seed)
-    loss = MultipleNegativesRankingLoss(model, scale=recipe.scale)
-    loss = MatryoshkaLoss(model, loss, matryoshka_dims=recipe.matryoshka_dims)
-    arguments = SentenceTransformerTrainingArguments(
-        max_steps=steps,
-        per_device_train_batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        warmup_steps=recipe.warmup,
-        batch_sampler=sampler,
-        prompts=column_prompts(model, ROWS.column_names) or None,
-        seed=recipe.seed,
-        **trainer_defaults(run, name, recipe, steps),
-    )
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=ROWS,
-        loss=loss,
-        evaluator=dev_scores,
-        callbacks=[Progress(), *callbacks],
-    )
-    train(trainer, run, name)
+    dev = Split(TEXTS[:8], [{i} for i in range(8)], [()] * 8)
+    dev_scores = DevScores(dev, ROWS["positive"][:], run)
+    loss = recipes.make_loss(model, run.experiment)
+    recipes.train_recipe(run, model, ROWS, dev_scores, loss)
     return run
 
 
-class Kill(TrainerCallback):
+class Kill(Progress):
     """Kills this process when its fifth step of eight is done."""
 
     def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
         if state.global_step == 5:
             psutil.Process().kill()
 
@@ -125,8 +88,9 @@ def trained(tiny, tmp_path_factory):
             folder = tmp_path_factory.mktemp(name)
             patch.setenv("MATRYOSHKA_RUNS", str(folder))
             if name == "killed":
-                code = f"from tests.test_training import *; fine_tune({tiny!r}, Kill())"
-                done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+                code = "from tests.test_training import *; recipes.Progress = Kill"
+                command = [sys.executable, "-c", f"{code}; fine_tune({tiny!r})"]
+                done = subprocess.run(command, cwd=ROOT, capture_output=True)
                 assert done.returncode not in (0, 1), done.stderr.decode()
                 assert [*folder.glob("tiny/checkpoints/tuned-*/checkpoint-4")]
                 assert not is_trained(start_run(tiny), "tuned")
@@ -185,29 +149,9 @@ def test_a_pass_holds_every_row_once_and_no_text_twice_in_a_batch():
     for passes, sampler in ((1, once), (2, twice)):
         assert sorted(itertools.chain(*sampler)) == sorted(passes * [*range(533)])
     assert twice.batches[:45] == once.batches != twice.batches[45:]
+    assert PlannedBatches(rows, 64, drop_last=False, seed=1).batches != once.batches
     for batch in once:
         assert len({row % 12 for row in batch}) == len(batch) > 1
-
-
-def test_the_trainer_takes_the_planned_batches(runs, tiny):
-    run = start_run(tiny)
-    recipe, rows = run.experiment.replace(seed=1, epochs=2), few_passages(40, 5)
-    sampler, steps = plan_batches(rows, recipe)
-    trainer = SentenceTransformerTrainer(
-        model=load_model(run),
-        args=SentenceTransformerTrainingArguments(
-            max_steps=steps,
-            per_device_train_batch_size=recipe.batch_size,
-            batch_sampler=sampler,
-            seed=recipe.seed,
-            **trainer_defaults(run, "tuned", recipe, steps) | {"eval_strategy": "no"},
-        ),
-        train_dataset=rows,
-    )
-    taken = [*trainer.get_train_dataloader().batch_sampler]
-    assert len(taken) == steps == 16  # 40 rows in batches of 5, twice
-    assert taken == sampler(rows, 8, drop_last=False, seed=1).batches
-    assert taken != sampler(rows, 8, drop_last=False, seed=0).batches
 
 
 def test_rows_that_no_batch_is_left_for_are_counted(capsys):

@@ -7,9 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-
-from helpers import search
 
 SCRIPT = Path(__file__).parents[1] / "notebooks" / "scripts" / "size_vectors.py"
 SIZES = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
@@ -78,20 +75,6 @@ def test_queries_are_read_and_a_target_of_1_is_reached(run, sets, tmp_path):
     said = run(vectors.astype(np.float16), "--queries", "q.npy", "--target", 1)
     assert "500 queries search 1,500 vectors" in said and "held-out" not in said
     assert "The smallest with 100% alone: 64 dimensions" in said
-
-
-def test_search_and_overlap_are_those_of_the_series(sets):
-    vectors, queries = sets["ten"][:1000], sets["ten"][1000:1100]
-    q, p = torch.from_numpy(queries), torch.from_numpy(vectors)
-    exact = search.search(q, p, 10)
-    assert (SIZES.nearest(queries, vectors, 10) == exact.numpy()).all()
-    short = search.search(q[:, :16], torch.nn.functional.normalize(p[:, :16]), 100)
-    again = search.rerank(q, p, short, 10)
-    sizes = SIZES.measure(queries, vectors)
-    size = next(s for s in sizes if (s.dim, s.form) == (16, "float32"))
-    assert size.alone == pytest.approx(search.overlap(short[:, :10], exact), abs=1e-9)
-    assert size.reranked == pytest.approx(search.overlap(again, exact), abs=1e-9)
-    assert SIZES.overlap(again.numpy(), exact.numpy()) == search.overlap(again, exact)
 
 
 def test_the_printed_numpy_makes_what_was_measured(tmp_path, sets):

@@ -1,6 +1,9 @@
 """The controls that need no training, and the interval and test of a difference."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import bm25s
 import numpy as np
@@ -9,6 +12,7 @@ import torch
 from scipy import stats
 
 from helpers.compare import bm25_ranking, mean_interval, paired_difference, pca_rotation
+from helpers.config import ROOT
 
 PASSAGES = [
     "green apples and red apples grow on trees",
@@ -42,10 +46,6 @@ def test_bm25_searches_scripts_without_spaces_by_pairs_of_characters():
         (
             ["चूल्हा की मरम्मत गाँव में", "पुराना नाव बाज़ार में बेचें", "किताब की मरम्मत"],
             ["चूल्हा", "नाव", "किताब"],
-        ),
-        (
-            ["সাইকেলের চেইনে তেল দিন", "কেটলি ভিনেগারে ধুয়ে নিন", "নৌকা বাজারে বেচুন"],
-            ["চেইনে", "ভিনেগারে", "নৌকা"],
         ),
         (["கப்பலை விற்க சந்தை", "கெண்டியை கழுவ வினிகர்", "கயிற்றை கட்ட"], ["கப்பலை", "கெண்டியை", "கயிற்றை"]),
         (["كِتَابٌ فِي البَيْتِ", "سَفِينَةٌ فِي البَحْرِ", "دَرَّاجَةٌ قَدِيمَةٌ"], ["كِتَابٌ", "سَفِينَةٌ", "دَرَّاجَةٌ"]),
@@ -119,3 +119,16 @@ def test_what_is_chance_is_called_so():
 def test_scores_of_other_queries_are_refused():
     with pytest.raises(ValueError, match="before has 3 scores and after 2: give the same queries"):
         paired_difference([1, 2, 3], [1, 2])
+
+
+def test_searching_by_words_does_not_start_jax(tmp_path):
+    """Where it is installed, as on Colab, it would take most of a GPU's memory."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("print('JAX starts')")
+    (tmp_path / "jax" / "lax.py").write_text("top_k = lambda scores, k: None")
+    code = "import sys, helpers.compare; assert 'jax' not in sys.modules; import jax.lax"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [ROOT, tmp_path]))}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "JAX starts\n", "once, when the reader imports it"

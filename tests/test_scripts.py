@@ -1,6 +1,5 @@
 """The scripts to copy: each runs as a program, on a tiny model and a few rows."""
 
-import ast
 import json
 import os
 import random
@@ -119,17 +118,6 @@ def test_wrong_arguments_end_with_a_message(refusal, command, said):
     message = refusal(command)
     assert said in message
     assert len(message.splitlines()) == 1 or message.startswith("usage: ")
-
-
-@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.py")))
-def test_each_script_says_what_it_is_for(script, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [script, "--help"])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
-    said = capsys.readouterr().out
-    first = ast.get_docstring(ast.parse((SCRIPTS / script).read_text(encoding="utf-8")))
-    assert stop.value.code == 0
-    assert said.startswith(f"usage: {script} ") and first.partition("\n")[0] in said
 
 
 def test_processes_that_cannot_train_together_are_refused(refusal, monkeypatch):

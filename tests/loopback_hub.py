@@ -31,23 +31,6 @@ STATUSES = ("401", "403", "404", "429", "500", "503", "504")
 BODY_FAULTS = ("reset", "truncated")
 
 
-class _File:
-    """A file's bytes, and what the Hub says about it."""
-
-    def __init__(self, path: str, data: bytes):
-        self.path = path
-        self.data = data
-        self.sha256 = hashlib.sha256(data).hexdigest()
-        self.oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-        self.large = path.endswith(LARGE)
-
-    def row(self) -> dict:
-        row = {"type": "file", "path": self.path, "size": len(self.data), "oid": self.oid}
-        if self.large:
-            row["lfs"] = {"oid": self.sha256, "size": len(self.data), "pointerSize": 130}
-        return row
-
-
 @dataclass
 class _Answer:
     status: int
@@ -55,15 +38,14 @@ class _Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def _json(rows: object) -> _Answer:
-    return _Answer(200, json.dumps(rows).encode(), {"Content-Type": "application/json"})
+def _json(content: object, status: int = 200, **headers: str) -> _Answer:
+    headers = {name.replace("_", "-"): value for name, value in headers.items() if value}
+    headers |= {"Content-Type": "application/json"}
+    return _Answer(status, json.dumps(content).encode(), headers)
 
 
 def _error(status: int, message: str, code: str = "") -> _Answer:
-    headers = {"Content-Type": "application/json", "X-Error-Message": message}
-    if code:
-        headers["X-Error-Code"] = code
-    return _Answer(status, json.dumps({"error": message}).encode(), headers)
+    return _json({"error": message}, status, X_Error_Message=message, X_Error_Code=code)
 
 
 @dataclass
@@ -91,10 +73,11 @@ class LoopbackHub:
     def __init__(self, port: int = 0):
         self.requests: list[tuple[str, str]] = []
         self.closed = False
-        self._repos: dict[tuple[str, str], dict[str, dict[str, _File]]] = {}
+        self._repos: dict[tuple[str, str], dict[str, dict[str, bytes]]] = {}
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
-        self._server = _Server(self, port)
+        self._server = _Server(("127.0.0.1", port), _Handler)
+        self._server.hub = self
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -109,7 +92,7 @@ class LoopbackHub:
         with self._lock:
             commits = self._repos.setdefault((kind, repo), {})
             commits.pop(commit, None)  # the newest is the last
-            commits[commit] = {path: _File(path, data) for path, data in files.items()}
+            commits[commit] = dict(files)
         return commit
 
     def fail(
@@ -169,33 +152,40 @@ class LoopbackHub:
             return _error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         files = commits[commit]
         if what == "resolve":
-            return _content(commit, files.get(path))
+            return _content(commit, path, files.get(path))
         if what == "tree":
             return _tree(files, path.rstrip("/"), "recursive=true" in url.query.lower())
         siblings = [{"rfilename": path} for path in sorted(files)]
         return _json({"id": repo, "sha": commit, "private": False, "siblings": siblings})
 
 
-def _content(commit: str, file: _File | None) -> _Answer:
-    headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
-    if file is None:
+def _oid(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _content(commit: str, path: str, data: bytes | None) -> _Answer:
+    if data is None:
         answer = _error(404, "Entry not found", "EntryNotFound")
-    elif file.large:
-        linked = {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(len(file.data))}
-        answer = _Answer(200, file.data, linked)
+    elif path.endswith(LARGE):
+        tag = f'"{hashlib.sha256(data).hexdigest()}"'
+        answer = _Answer(200, data, {"X-Linked-Etag": tag, "X-Linked-Size": str(len(data))})
     else:
-        answer = _Answer(200, file.data, {"ETag": f'"{file.oid}"'})
-    answer.headers |= headers
+        answer = _Answer(200, data, {"ETag": f'"{_oid(data)}"'})
+    answer.headers |= {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
     return answer
 
 
-def _tree(files: Mapping[str, _File], folder: str, recursive: bool) -> _Answer:
+def _tree(files: Mapping[str, bytes], folder: str, recursive: bool) -> _Answer:
     folders = {str(parent) for path in files for parent in Path(path).parents} - {"."}
     if folder and folder not in folders:
         return _error(404, f"{folder} does not exist", "EntryNotFound")
     start = f"{folder}/" if folder else ""
     rows = [{"type": "directory", "path": path, "size": 0, "oid": "0"} for path in sorted(folders)]
-    rows += [files[path].row() for path in sorted(files)]
+    for path, data in sorted(files.items()):
+        rows.append({"type": "file", "path": path, "size": len(data), "oid": _oid(data)})
+        if path.endswith(LARGE):
+            oid = hashlib.sha256(data).hexdigest()
+            rows[-1]["lfs"] = {"oid": oid, "size": len(data), "pointerSize": 130}
     inside = [row for row in rows if row["path"].startswith(start)]
     return _json([r for r in inside if recursive or "/" not in r["path"].removeprefix(start)])
 
@@ -207,18 +197,12 @@ def _part(answer: _Answer, asked: str) -> _Answer:
     start = int(first) if first else max(size - int(last), 0)
     stop = min(int(last) + 1, size) if first and last else size
     if start >= stop:
-        wrong = _error(416, "Range not satisfiable")
-        wrong.headers["Content-Range"] = f"bytes */{size}"
-        return wrong
+        return _json({"error": "no such range"}, 416, Content_Range=f"bytes */{size}")
     headers = answer.headers | {"Content-Range": f"bytes {start}-{stop - 1}/{size}"}
     return _Answer(206, answer.body[start:stop], headers)
 
 
 class _Server(ThreadingHTTPServer):
-    def __init__(self, hub: LoopbackHub, port: int):
-        super().__init__(("127.0.0.1", port), _Handler)
-        self.hub = hub
-
     def handle_error(self, request, client_address):
         """Say nothing about a client that left."""
         if not isinstance(sys.exception(), ConnectionError):
@@ -236,7 +220,6 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server.hub
         if hub.closed:
             return self._drop()
-        self.rfile.read(int(self.headers["Content-Length"] or 0))
         answer = hub.answer(self.path)
         fault = hub.meet(self.command, unquote(urlsplit(self.path).path), answer)
         name = fault.name if fault else ""
@@ -255,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._drop()
         self._send(answer)
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_GET
 
     def _send(self, answer: _Answer, stop: int | None = None) -> None:
         """Send the headers of the whole answer, and its body up to ``stop``."""

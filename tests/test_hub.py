@@ -4,7 +4,6 @@ The clients are the real ones, with their own retries; the Hub is a loopback one
 """
 
 import errno
-import json
 import time
 from types import SimpleNamespace
 from uuid import uuid4
@@ -187,14 +186,6 @@ def test_a_dataset_with_terms_or_one_that_cannot_be_read_says_so(experiment, hub
     commit = hub.add("datasets", name, {"test.jsonl": b'{"query": "a"}\n'})
     with pytest.raises(ValueError, match=r"train.*test"):
         read(experiment.replace(dataset=name, dataset_config=None, dataset_revision=commit))
-
-
-def test_lines_of_json_without_a_readme_will_do(experiment, hub):
-    name = f"owner/{uuid4().hex}"
-    lines = [json.dumps({"anchor": f"query {n}", "positive": f"passage {n}"}) for n in range(9)]
-    commit = hub.add("datasets", name, {"train.jsonl": "\n".join(lines).encode()})
-    changes = {"dataset": name, "dataset_config": None, "dataset_revision": commit}
-    assert read(experiment.replace(**changes)).counts == {"kept: a new query": 9}
 
 
 def test_a_commit_is_asked_for_once_whatever_is_pushed_later(hub, runs, tmp_path, model):

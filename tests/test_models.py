@@ -17,7 +17,6 @@ from helpers.models import (
     encode_passages,
     encode_queries,
     load_model,
-    prompts_in_use,
     with_rotation,
 )
 from helpers.runs import start_run
@@ -90,19 +89,6 @@ def test_a_prompt_that_is_not_set_stays_the_models_own(run, tmp_path, name):
     by_hand = with_changes(run, model=str(tmp_path), query_prompt="", document_prompt="")
     plain = encode_passages(load_model(by_hand), ["passage: a text"], run)
     assert torch.allclose(encode_passages(load_model(own), ["a text"], run), plain, atol=1e-6)
-
-
-def test_the_prompts_in_use_are_named_and_those_that_are_not(run, tmp_path):
-    model = load_model(run)
-    assert prompts_in_use(model) == "Prompts before queries: none; passages: none"
-    model.prompts |= {"s2p_query": "Instruct: find\nQuery: ", "passage": "passage: "}
-    model.save(str(tmp_path))
-    own = {"model": str(tmp_path), "query_prompt": None, "document_prompt": None}
-    said = prompts_in_use(load_model(with_changes(run, **own)))
-    assert said.startswith("Prompts before queries: none; passages: 'passage: '\n")
-    assert "also has {'s2p_query': 'Instruct: find\\nQuery: '}: set query_prompt" in said
-    mine = with_changes(run, **own | {"query_prompt": "Instruct: find\nQuery: "})
-    assert "also has" not in prompts_in_use(load_model(mine))
 
 
 def test_texts_that_are_equal_in_what_is_read_are_counted_and_refused_if_they_are_most(run, capsys):

@@ -174,9 +174,3 @@ def test_a_file_or_model_that_will_not_do_is_an_error_before_anything_runs(
         main([str(tmp_path / "mine.toml"), "--until", "02_data"])
     assert said in capsys.readouterr().err
     assert not seen
-
-
-def test_help_waits_for_no_library_that_only_a_run_needs():
-    code = "import sys, helpers.run; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert not {"nbformat", "datasets", "sentence_transformers"} & {*done.stdout.split()}

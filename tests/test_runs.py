@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shlex
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 
 from helpers import runs as module
-from helpers.config import PRESETS, ROOT
+from helpers.config import ROOT
 from helpers.packages import packaged_file
 from helpers.runs import ArtifactError, atomic_write, open_run, start_run
 
@@ -56,16 +55,6 @@ def test_tables_tensors_and_models_come_back_and_only_a_models_own_files_count(r
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ArtifactError, match="release is damaged"):
         run.load("release")
-
-
-def test_the_manifest_says_where_an_artefact_comes_from(run):
-    run.save("qrels.parquet", FRAME)
-    manifest = run.manifest("qrels.parquet")
-    assert manifest["run"] == run.id
-    assert manifest["configuration"]["precision"] == run.machine.precision  # not "auto"
-    assert manifest["configuration"]["split_seed"] == run.experiment.split_seed
-    assert not {"k", "learning_rate", "name"} & set(manifest["configuration"])
-    assert {"python", "torch", "sentence-transformers"} <= set(manifest["versions"])
 
 
 def test_a_missing_artefact_names_the_notebook_and_a_line_that_runs_it(runs, own, monkeypatch):
@@ -192,25 +181,10 @@ def test_a_damaged_run_file_is_written_anew(run):
         assert open_run() == again
 
 
-def test_the_run_that_was_started_last_is_opened(runs, own, monkeypatch):
-    for choice in ("smoke", "wikipedia", str(own)):
-        start_run(choice)
-        assert open_run().choice == choice == (runs / "current").read_text().strip()
-    monkeypatch.setenv("MATRYOSHKA_PRESET", "smoke")
-    assert start_run("wikipedia").experiment == open_run().experiment == PRESETS["smoke"]
-
-
-def test_without_a_run_the_error_says_how_to_start_one(runs):
-    with pytest.raises(ArtifactError) as error:
-        open_run()
-    assert "Run the notebooks up to 01_setup first" in str(error.value)
-    assert str(error.value).endswith("python -m helpers.run wikipedia --until 01_setup")
-    assert not runs.exists()
-
-
 def test_a_later_notebook_names_one_line_that_makes_all_it_needs(runs):
     with pytest.raises(ArtifactError, match=r"helpers\.run wikipedia --until 03_baseline$"):
         open_run(after="03_baseline")
+    assert not runs.exists()
     start_run("smoke")
     run = open_run(after="03_baseline")
     for name in ("passages.parquet", "base.safetensors"):
@@ -230,18 +204,12 @@ def test_a_toml_file_is_found_from_the_notebooks_folder_too(runs, own, monkeypat
         open_run()
 
 
-def test_a_relative_folder_of_runs_is_one_folder_wherever_it_is_used(monkeypatch):
-    home = Path.home()  # no shell reads what %env sets
-    for given, folder in (
-        ("elsewhere/runs", ROOT / "elsewhere" / "runs"),
-        ("~/runs", home / "runs"),
-    ):
-        monkeypatch.setenv("MATRYOSHKA_RUNS", given)
-        assert module.runs_folder() == folder
-
-
-def test_what_is_typed_elsewhere_leaves_the_current_run(runs, own, monkeypatch):
-    start_run(str(own))
+def test_the_run_that_was_started_last_is_opened_whatever_is_typed_elsewhere(
+    runs, own, monkeypatch
+):
+    for choice in ("smoke", "wikipedia", str(own)):
+        start_run(choice)
+        assert open_run().choice == choice
     monkeypatch.setenv("MATRYOSHKA_PRESET", "msmarco")
     assert start_run("smoke", typed=True).experiment.name == "smoke"
     monkeypatch.setenv("MATRYOSHKA_PRESET", "smoke")  # as the main command sets it for notebooks

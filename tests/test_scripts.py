@@ -120,15 +120,6 @@ def test_wrong_arguments_end_with_a_message(refusal, command, said):
     assert len(message.splitlines()) == 1 or message.startswith("usage: ")
 
 
-def test_processes_that_cannot_train_together_are_refused(refusal, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets them
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    command = "train_many.py model t.parquet out --batch-size 15"
-    assert "expected a batch size that 2 can share, got 15" in refusal(command)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert "expected torchrun with at most 1 processes, one for each GPU, got 2" in refusal(command)
-
-
 @pytest.mark.parametrize("kind", ["plain", "matryoshka"])
 def test_a_model_is_trained_and_loads_at_64_dimensions(folder, kind):
     done = run(folder, f"train_{kind}.py", "model", "t.parquet", kind)

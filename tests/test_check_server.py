@@ -101,9 +101,6 @@ def test_a_server_with_the_models_vectors_is_right(server, folder):
     assert code == 0
     assert re.findall(r"^(\d+) dimensions: right", said, re.MULTILINE) == [str(FULL), str(SMALL)]
     assert f"more than {LIMIT} tokens need truncate_prompt_tokens = -1" in said
-
-
-def test_a_server_that_cuts_long_texts_itself_is_right_and_gets_its_key(server, folder):
     server.takes_long, server.key = True, "secret"
     code, said = check(server, folder, OPENAI_API_KEY="secret")
     assert code == 0 and "truncate_prompt_tokens" not in said

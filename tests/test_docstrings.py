@@ -63,13 +63,13 @@ def first(x):
 
 
 class Base:
-    async def fit(self):
+    def fit(self):
         """Fit the model to data.
 
         Of the base. {REST}
         """
 
-    def score(self):
+    async def score(self):
         """Return the score of data.
 
         Of both. {REST}

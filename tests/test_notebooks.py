@@ -1,6 +1,5 @@
 """What a reader may expect of every notebook, and of the repository around them."""
 
-import ast
 import itertools
 import re
 import subprocess
@@ -19,7 +18,6 @@ from helpers.config import FURTHER, NOTEBOOKS, PRESETS, ROOT
 from helpers.triplets import TripletFilter
 from notebooks.exercises.checks import EXERCISES
 
-HELPERS = {f"helpers.{p.stem}" for p in (ROOT / "helpers").glob("[!_]*.py")}
 PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
 OPTIONAL = [ROOT / "notebooks" / f"{name}.ipynb" for name in FURTHER]
 
@@ -228,22 +226,3 @@ def test_links_lead_somewhere(path):
 def test_no_score_is_typed_into_prose(any_notebook):
     # A score has two or three decimals; prose leaves those to the cells that print them.
     assert not re.findall(r"(?<![\w.])0?\.\d{2,3}\b", prose(any_notebook))
-
-
-def imports_of(path: Path) -> set[str]:
-    """The modules of this repository that a Python file imports."""
-    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    names = {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
-    return {name for name in names if name.split(".")[0] in ("helpers", "tools", "notebooks")}
-
-
-def test_imports_run_one_way_and_the_reading_list_is_true():
-    listed = re.findall(r"^(\w+) {2,}\w", (ROOT / "helpers" / "__init__.py").read_text(), re.M)
-    assert {f"helpers.{name}" for name in listed} == HELPERS
-    for place, name in enumerate(listed):
-        known = imports_of(ROOT / "helpers" / f"{name}.py")
-        assert known <= {f"helpers.{other}" for other in listed[:place]}, name
-    for path in (ROOT / "notebooks" / "scripts").glob("*.py"):
-        assert not imports_of(path), path.name
-    for path in (ROOT / "notebooks" / "exercises").rglob("*.py"):
-        assert not {m for m in imports_of(path) if m.startswith("tools")}, path.name

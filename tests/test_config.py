@@ -44,7 +44,6 @@ def model(tmp_path):
     [
         ("k = 0", "k is 0: input should be greater than 0"),
         ('num_dev = "many"', "num_dev is 'many': input should be a valid integer"),
-        ("max_rows = true", "max_rows is True"),
         ("matryoshka_dims = [768, 64]", r"matryoshka_dims is \(768, 64\): expected .* 384"),
         ("matryoshka_dims = [64, 64]", "matryoshka_dims is .*different dimensions"),
         ("eval_dims = []", "eval_dims is "),
@@ -52,10 +51,8 @@ def model(tmp_path):
         ("learning_rate = nan", "learning_rate is nan"),
         ("warmup = 1.0", "warmup is 1.0: input should be less than 1"),
         ("seed = 4294967296", "seed is 4294967296"),
-        ('rotate = "yes"', "rotate is 'yes': input should be a valid boolean"),
         ('precision = "int8"', "precision is 'int8': input should be 'auto', 'float32', 'bf16' or"),
         ('name = "../elsewhere"', "name is '../elsewhere'"),
-        ('name = ".."', "name is"),
         ('name = "Current"', "no run of your own may be called 'Current'"),
         ('name = "Wikipedia"', "no run of your own may be called 'Wikipedia': rename the file"),
         ("batchsize = 8", "no setting called 'batchsize'; did you mean 'batch_size'?"),
@@ -63,7 +60,6 @@ def model(tmp_path):
         ("k = 0\nseed = -1", "seed is -1: .*; k is 0: "),
         ("k = ", r"mine\.toml is not valid TOML"),
         ('dataset = "C:\\Users\\me.csv"', "write Windows paths in single quotes"),
-        ("dataset = 7", "dataset is 7: input should be a valid string"),
     ],
 )
 def test_a_bad_line_is_refused_with_file_setting_and_what_is_expected(toml, line, said):
@@ -73,10 +69,10 @@ def test_a_bad_line_is_refused_with_file_setting_and_what_is_expected(toml, line
     assert "pydantic" not in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("line", ['preset = "smoky"', "k = 8", 'preset = ["smoke"]'])
-def test_a_file_without_a_known_preset_names_the_known_ones(toml, line):
-    with pytest.raises(ValueError, match=r"mine\.toml: preset is .*: expected one of wikipedia, s"):
-        toml(line)
+def test_a_file_without_a_known_preset_names_the_known_ones(toml):
+    for line in ('preset = "smoky"', "k = 8", 'preset = ["smoke"]'):
+        with pytest.raises(ValueError, match=r"mine\.toml: preset is .*: expected one of wikip"):
+            toml(line)
 
 
 def test_settings_are_frozen_and_a_changed_copy_is_checked():

@@ -1,12 +1,10 @@
 """What is found out about a machine, and the number format that follows from it."""
 
-import time
-
 import pytest
 import torch
 
 from helpers import device
-from helpers.device import Machine, autocast, median_seconds, probe
+from helpers.device import Machine, autocast, probe
 
 
 @pytest.mark.parametrize(
@@ -41,9 +39,3 @@ def test_products_are_made_in_the_precision():
     for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
         with autocast(machine, precision):
             assert (square @ square).dtype == dtype
-
-
-def test_times_are_medians_after_a_warm_up():
-    naps = iter([0.5, 0, 0.05, 0.5])
-    assert 0.05 <= median_seconds(lambda: time.sleep(next(naps)), repeats=3) < 0.15  # no mean
-    assert next(naps, None) is None

@@ -1,24 +1,19 @@
 """The tables that are committed fit what we say of them, and what is published fits together."""
 
-import itertools
 import re
 import shutil
 
 import nbformat
 import pandas as pd
-import PIL.Image
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbformat.v4 import new_output
 
-from helpers.config import FURTHER, NOTEBOOKS, PRESETS, ROOT
-from helpers.runs import ArtifactError, start_run
+from helpers.config import PRESETS, ROOT
 from tools.publish import (
-    TAKEAWAYS,
     check,
     code_cells,
     code_sha256,
     map_section,
-    publish,
 )
 from tools.report import renew, settings_section, write_report
 from tools.search_speed import methods
@@ -164,69 +159,6 @@ def test_both_readmes_show_the_tables_as_they_are(tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert renew(text, "map", map_section(SECONDS, GPU, MINUTES)) == text
     assert renew(text, "settings", settings_section(SETTINGS, LEADS)) == text
-
-
-# --- Publishing ---
-
-
-def source(name):
-    cells = [new_markdown_cell(f"# {name}"), new_code_cell('REPOSITORY = ""'), new_code_cell("1")]
-    return new_notebook(cells=cells)
-
-
-@pytest.fixture
-def finished(tmp_path, runs):
-    """A run that looks finished, and a repository of small notebooks to publish it to."""
-    run, root = start_run("wikipedia"), tmp_path / "repository"
-    run.save("results.csv", RESULTS.assign(run=run.id))
-    run.save("demo.csv", pd.DataFrame({"dim": [8], "title": ["Steam engine"]}))
-    for folder in (root / "notebooks", run.folder / "notebooks"):
-        (folder / "going_further").mkdir(parents=True)
-    for name, seconds in itertools.zip_longest(NOTEBOOKS + FURTHER, SECONDS["seconds"]):
-        nbformat.write(source(name), root / "notebooks" / f"{name}.ipynb")
-        done = source(f"{name}, in older words")
-        done.metadata["seconds"] = seconds
-        for number, cell in enumerate(code_cells(done), start=1):
-            cell.execution_count = number
-            cell.outputs = [new_output("stream", text=f"{number}: run {run.id}")]
-        nbformat.write(done, run.folder / "notebooks" / f"{name}.ipynb")
-    (root / "results").mkdir()
-    for name, table in (("gpu", GPU), ("minutes", MINUTES)):
-        table.to_csv(root / "results" / f"{name}.csv", index=False)
-    text = "before\n<!-- map: start -->\nold\n<!-- map: end -->\nafter\n"
-    (root / "README.md").write_text(text)
-    return run, root
-
-
-def test_publishing_renews_notebooks_tables_figure_and_readmes_of_one_run(finished):
-    run, root = finished
-    run.save("differences.csv", DIFFERENCES.assign(run="another"))
-    with pytest.raises(ArtifactError, match="got results of another; run again: python -m helpers"):
-        publish(run, root)
-    run.save("differences.csv", DIFFERENCES.assign(run=run.id))
-    # An address in the first cell doesn't make outputs stale.
-    first = root / "notebooks" / "01_setup.ipynb"
-    first.write_text(first.read_text().replace('= \\"\\"', '= \\"https://a.b\\"'))
-    written = publish(run, root)
-    assert len(written) == len({*written}) == len([path for path in written if path.is_file()])
-    for name in NOTEBOOKS:
-        notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
-        assert notebook.metadata["matryoshka"]["run"] == run.id
-        assert "seconds" not in notebook.metadata
-        assert notebook.cells[0].source == f"# {name}", "the text as it is now"
-        assert code_cells(notebook)[1].outputs[0].text == f"2: run {run.id}"
-    assert "https://a.b" in first.read_text()
-    results = root / "results"
-    assert {*pd.read_csv(results / "wikipedia.csv")["run"]} == {run.id}
-    assert pd.read_csv(results / "wikipedia_seconds.csv")["seconds"].equals(SECONDS["seconds"])
-    assert pd.read_csv(results / "demo.csv")["title"].tolist() == ["Steam engine"]
-    assert PIL.Image.open(results / "wikipedia.png").text["Description"] == run.id
-    text = (root / "README.md").read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text
-    minutes = SECONDS["seconds"] / 60
-    assert f"| [04_training](notebooks/04_training.ipynb) | {TAKEAWAYS['04_training']} | " in text
-    assert f"| all six |  | {minutes.sum():.1f} |" in text
-    assert run.id in (results / "README.md").read_text()
 
 
 # --- Looking at what is published ---

@@ -198,15 +198,11 @@ def test_mining_is_told_all_right_answers_and_training_sees_the_first():
     assert not rows["positive"].str.endswith("too").any()
 
 
-def answers(data):
-    """The passages that answer the queries of each split."""
-    return {name: set().union(*data.split(name).qrels) for name in SPLITS}
-
-
 def test_queries_that_share_an_answer_share_a_split(capsys):
     chained = [row(f"query number {i}", f"{LONG} {i - 1}") for i in range(1, 40, 2)]
     data = small([*numbered(60), *chained, *numbered(90)[60:]], num_test=20, num_dev=15)
-    assert all(one.isdisjoint(other) for one, other in combinations(answers(data).values(), 2))
+    answers = [set().union(*data.split(name).qrels) for name in SPLITS]
+    assert all(one.isdisjoint(other) for one, other in combinations(answers, 2))
     sizes = {"test": 20, "dev": 15, "train": 55}
     assert data.queries["split"].value_counts().to_dict() == sizes
     said = capsys.readouterr().out
@@ -298,26 +294,20 @@ def test_control_characters_are_taken_out_and_counted(capsys):
     assert said in capsys.readouterr().out
 
 
-LABELS = [(0, 1), (0.0, 1.0), (False, True), ("0", "1"), ("No", "yes"), ("0.0", 1), (None, 0, 1)]
-
-
-@pytest.mark.parametrize("labels", LABELS)
-def test_labels_of_any_type_and_name_are_refused(labels):
-    labelled = [
-        one | {"unread": {"x": labels[i % len(labels)]}} for i, one in enumerate(numbered(30))
-    ]
-    with pytest.raises(
-        ValueError, match=f"(?s)'x' isn't read, and holds 0.*{str(labels[-1]).lower()}"
-    ):
-        small(labelled)
-
-
 @pytest.mark.parametrize(
-    "values", [(1,), (0,), (0, 1, 2), (0.25, 1), ("a", "b"), (None,), (["a"], 1)]
+    ("values", "are_labels"),
+    [
+        *((values, True) for values in ((0, 1.0), (False, True), ("No", "yes"), (None, "0.0", 1))),
+        *((values, False) for values in ((1,), (0, 1, 2), (0.25, 1), ("a", "b"), (["a"], 1))),
+    ],
 )
-def test_other_columns_are_no_labels(values):
+def test_only_columns_of_0_and_1_are_refused_as_labels_whatever_their_type(values, are_labels):
     rows = [one | {"unread": {"x": values[i % len(values)]}} for i, one in enumerate(numbered(30))]
-    assert len(small(rows).queries) == 30
+    if are_labels:
+        with pytest.raises(ValueError, match="'x' isn't read, and holds 0 and 1"):
+            small(rows)
+    else:
+        assert len(small(rows).queries) == 30
 
 
 @pytest.mark.parametrize("odd", ["&amp;", "it\u00e2\u20ac\u2122s", "it\u00e2\x80\x99s"])
@@ -372,13 +362,7 @@ def test_columns_that_are_not_read_are_named_with_a_guess(tmp_path, capsys):
         read, unread = capsys.readouterr().out.splitlines()
         assert read == "Columns that are read: 'anchor', 'positive', 'negative3'"
         assert unread.count("(negatives? negative_column = 'hard_negative')") == 2
-        for part in (
-            "'neg' (negatives? ",
-            "'pos' (right answers? ",
-            "'label' (a label? ",
-            "'text'",
-        ):
-            assert part in unread
+        assert "'pos' (right answers? " in unread and "'label' (a label? " in unread
     hard = SMOKE.replace(negative_column="hard_negative")
     assert next(hub_rows(streamed(line), hard))["negative"] == ["a", "a"]
     one = SMOKE.replace(negative_column="hard_negative_1")

@@ -130,6 +130,10 @@ def cut_elsewhere(server):
     server.takes_long, server.model.max_seq_length = True, LIMIT - 16
 
 
+def refused_dimensions(server):
+    server.takes_dimensions = False
+
+
 def ignored_dimensions(server):
     embed = server.embed
     server.embed = lambda asked: embed(asked | {"dimensions": None})
@@ -155,11 +159,7 @@ POOLING, LENGTHS = r"wrong pooling \(cls\)", "not normalised: lengths from"
         ([not_normalised], LENGTHS, LENGTHS),
         ([lambda server: setattr(server, "normalises", False)], "right", LENGTHS),
         ([cut_elsewhere], "cut at another length", "cut at another length"),
-        (
-            [lambda server: setattr(server, "takes_dimensions", False)],
-            "right",
-            "dimensions refused",
-        ),
+        ([refused_dimensions], "right", "dimensions refused: 400 "),
         ([ignored_dimensions], "right", f"dimensions ignored: expected {SMALL}, got {FULL}"),
         ([another_model], "another model: the vectors", "another model: the vectors"),
         ([another_size], f"another model: expected {FULL} dimensions, got 48", "another model"),
@@ -185,27 +185,15 @@ def test_what_is_no_such_server_and_no_release_is_said_in_one_line(server, folde
     assert said.count("\n") == 1
 
 
-@pytest.fixture
-def cells(server, monkeypatch, folder):
-    """Run cells of the notebook on serving, with what the ones before have made."""
-    notebook = nbformat.read(ROOT / "notebooks" / "going_further" / "serving.ipynb", as_version=4)
-    code = {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "code"}
-    space = {"torch": torch, "queries": ["a question"], "small": SMALL, "release": folder}
-
-    def run(first, last):
-        for place, source in code.items():
-            if first <= place <= last:
-                exec(source, space)
-        return space
-
+def test_the_notebook_asks_a_server_that_runs(server, folder, monkeypatch, capsys):
     monkeypatch.delenv("MATRYOSHKA_VLLM", raising=False)
     monkeypatch.setenv("MATRYOSHKA_SERVER_URL", server.url)
-    return run
-
-
-def test_the_notebook_asks_a_server_that_runs(cells, server, capsys):
-    served = cells("serving-05", "serving-09")["served"]
+    notebook = nbformat.read(ROOT / "notebooks" / "going_further" / "serving.ipynb", as_version=4)
+    space = {"torch": torch, "queries": ["a question"], "small": SMALL, "release": folder}
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and "serving-05" <= cell.id <= "serving-09":
+            exec(cell.source, space)
     assert capsys.readouterr().out.endswith("1.000, the length of a vector\n")
     texts = ["the sea is deep", "a much longer text " * 20]
     expected = server.model.encode(texts, truncate_dim=SMALL, normalize_embeddings=True)
-    assert served(texts, SMALL).numpy() == pytest.approx(expected, abs=1e-5)
+    assert space["served"](texts, SMALL).numpy() == pytest.approx(expected, abs=1e-5)

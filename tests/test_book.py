@@ -10,7 +10,6 @@ import pytest
 
 from helpers.config import FURTHER, NOTEBOOKS, ROOT
 
-GITHUB = "https://github.com"
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1300, "height": 900}
 NAMELESS = "images => images.filter((image) => !image.alt).map((image) => image.outerHTML)"
 EMPTY = "images => images.filter((image) => !image.naturalWidth).map((image) => image.src)"

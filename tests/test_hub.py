@@ -30,11 +30,11 @@ SHARD = "train-00001"
 WEIGHTS = "model.safetensors"
 
 
-def rows_of(num_queries=120, each=10):
-    """Several rows a query, with some that can't be used and some that are there twice."""
+def rows_of():
+    """Ten rows a query, with some that can't be used and some that are there twice."""
     rows = []
-    for query in range(num_queries):
-        for number in range(each):
+    for query in range(120):
+        for number in range(10):
             row = {
                 "query": f"what is the number {query}",
                 "positive": f"the number {query} is a number and {number // 9} of its answers",

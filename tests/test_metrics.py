@@ -114,17 +114,6 @@ def test_equals_trec_eval(kinds):
         assert ours[column].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_every_prefix_is_of_unit_length_again():
-    cut = prefix(torch.randn(5, 8), 3)
-    assert cut.shape == (5, 3)
-    assert cut.norm(dim=1).tolist() == pytest.approx([1] * 5)
-    # Nearly all of the first passage is in the second dimension: it wins once that is cut off.
-    corpus, qrels = np.array([[0.1, 0.995], [0.8, -0.6]]), [{0}]
-    queries = np.array([[1.0, 0.001]])
-    table = evaluate_truncated(queries, corpus, qrels, [2, 1], k=1)
-    assert table["mrr@1"].tolist() == [0, 1]
-
-
 def test_tables_tensors_integers_and_reversed_views_are_scored_alike():
     queries, corpus, qrels = random_case(5)
     both = [np.round(10 * m) for m in (queries, corpus)]  # bfloat16 holds these as they are
@@ -209,15 +198,6 @@ def test_passages_that_are_left_out_score_as_if_they_were_not_there(monkeypatch,
     ranking = scores[:1].argsort(dim=1, descending=True)[:, : split.depth(10)]
     ranked = evaluate_ranking(ranking.tolist(), split, len(corpus)).drop(columns="dim")
     assert ranked.iloc[0].tolist() == pytest.approx(found.iloc[1, 1:].tolist())
-
-
-def test_a_ranking_scores_as_the_embeddings_it_came_from():
-    queries, corpus, qrels = random_case(9)
-    scores = prefix(torch.tensor(queries), 16) @ prefix(torch.tensor(corpus), 16).T
-    ranking = scores.argsort(dim=1, descending=True)[:, :20]  # longer than k
-    expected = evaluate_truncated(queries, corpus, qrels, [16]).drop(columns="dim")
-    found = evaluate_ranking(ranking.tolist(), qrels, len(corpus)).drop(columns="dim")
-    assert found.to_numpy() == pytest.approx(expected.to_numpy())
 
 
 def test_a_ranking_may_be_short_but_hold_no_passage_twice():

@@ -1,6 +1,5 @@
 """Models: how they are loaded, rotated, encoded with and saved."""
 
-import dataclasses
 import json
 
 import pytest
@@ -21,18 +20,12 @@ from helpers.models import (
 )
 from helpers.runs import start_run
 from helpers.sources import positions
-
-# The last one is longer than the model reads.
-TEXTS = ["a text", "the sea is deep", "war and peace", "one more word of it " * 40]
+from tests.test_sharing import TEXTS, with_changes
 
 
 @pytest.fixture
 def run(runs):
     return with_changes(start_run("smoke"), precision="float32")
-
-
-def with_changes(run, **changes):
-    return dataclasses.replace(run, experiment=run.experiment.replace(**changes))
 
 
 def test_embeddings_are_float32_of_unit_length_on_the_cpu(run):

@@ -16,6 +16,7 @@ from helpers import runs as module
 from helpers.config import ROOT
 from helpers.packages import packaged_file
 from helpers.runs import ArtifactError, atomic_write, open_run, start_run
+from tests.test_sharing import with_changes
 
 FRAME = pd.DataFrame({"query": ["ä", "b"], "rank": [1, 2]})
 
@@ -30,10 +31,6 @@ def own(tmp_path):
     path = tmp_path / "my own.toml"
     path.write_text('preset = "smoke"\nname = "own"\n')
     return path
-
-
-def with_changes(run, **changes):
-    return dataclasses.replace(run, experiment=run.experiment.replace(**changes))
 
 
 def test_tables_tensors_and_models_come_back_and_only_a_models_own_files_count(run):

@@ -1,7 +1,5 @@
 """The measuring programs: what they compute is held against references. No time is asserted."""
 
-from functools import partial
-
 import faiss
 import numpy as np
 import pandas as pd
@@ -75,24 +73,6 @@ def test_every_way_of_scoring_by_hand(collection):
         assert means[way, 96] == pytest.approx(wanted)
     assert means["int8", 16] == pytest.approx(means["float32", 16], abs=0.05)
     assert means["float32", 16] < means["rerank", 16] <= means["float32", 96] + 0.05
-
-
-def test_a_lead_is_after_minus_before_and_counts_queries(monkeypatch):
-    few = partial(replicate.paired_difference, resamples=100)
-    monkeypatch.setattr(replicate, "paired_difference", few)
-    before, after = [1.0, 0.5, 1.0, 0.0] * 10, [1.0, 1.0, 0.5, 1.0] * 10
-    about = {"setting": "a", "split": "test", "way": "float32", "seed": 0, "query": range(40)}
-    parts = [
-        pd.DataFrame(about | {"recipe": recipe, "dim": dim, "mrr@10": scores})
-        for recipe, dim, scores in (
-            ("mnrl_rotated", 64, before),
-            ("tuned", 64, after),
-            ("tuned", 384, after),
-        )
-    ]
-    scores = pd.concat(parts).sample(frac=1, random_state=0)
-    found = replicate.leads(scores, 64, 10).iloc[0]
-    assert found[["mean", "gained", "lost", "queries"]].tolist() == [0.25, 20, 10, 40]
 
 
 def test_the_second_collection_is_of_different_texts_with_the_right_answers():

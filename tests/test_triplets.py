@@ -310,15 +310,6 @@ def test_only_columns_of_0_and_1_are_refused_as_labels_whatever_their_type(value
         assert len(small(rows).queries) == 30
 
 
-@pytest.mark.parametrize("odd", ["&amp;", "it\u00e2\u20ac\u2122s", "it\u00e2\x80\x99s"])
-def test_what_looks_odd_is_said(capsys, odd):
-    small([*numbered(16), row("a new query", f"{LONG} {odd}")])
-    assert "1 passages hold HTML or broken characters" in (said := capsys.readouterr().out)
-    assert "queries" not in said
-    small()
-    assert capsys.readouterr().out == ""
-
-
 # --- A reader's own file ---
 
 OWN = [

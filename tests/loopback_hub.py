@@ -72,7 +72,6 @@ class LoopbackHub:
 
     def __init__(self, port: int = 0):
         self.requests: list[tuple[str, str]] = []
-        self.closed = False
         self._repos: dict[tuple[str, str], dict[str, dict[str, bytes]]] = {}
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
@@ -120,8 +119,7 @@ class LoopbackHub:
             self.requests.clear()
 
     def close(self) -> None:
-        """Refuse new connections, and drop the open ones at their next request."""
-        self.closed = True
+        """Refuse new connections."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -218,8 +216,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         hub = self.server.hub
-        if hub.closed:
-            return self._drop()
         answer = hub.answer(self.path)
         fault = hub.meet(self.command, unquote(urlsplit(self.path).path), answer)
         name = fault.name if fault else ""

@@ -165,7 +165,8 @@ def test_too_many_requests_are_waited_for_for_six_minutes_at_most(experiment, hu
         ({"dataset": "owner/nothing"}, HubError, "the dataset owner/nothing.*\n.*hf auth login"),
         ({"dataset_revision": "0" * 40}, HubError, "Check its name and revision"),
         ({"dataset_config": "soft"}, ValueError, "'soft' not found.*triplet-hard"),
-        ({"query_column": "question"}, ValueError, "no column 'question'; it has 'query', 'pos"),
+        ({"query_column": "Query"}, ValueError, "no column 'Query'; it has 'query', 'positive'"),
+        ({"negative_column": "bad"}, ValueError, "(?s)no column 'bad'.*Set negative_column"),
     ],
 )
 def test_what_is_not_there_is_named(experiment, changes, error, said):

@@ -42,14 +42,11 @@ def test_the_results_are_complete():
     assert RESULTS.loc[RESULTS["model"] == "bm25", "dim"].isna().all()
     assert (RESULTS["num_queries"] == PRESETS["wikipedia"].num_test).all()
     assert SCORE["tuned", 64] > SCORE["base", 384]
+    trained = RESULTS.drop_duplicates("model")["train_seconds"].sum()
+    assert SECONDS.set_index("notebook")["seconds"]["04_training"] > trained > 0
     for row in DIFFERENCES.itertuples():
         assert row.mean == pytest.approx(SCORE[row.after, row.dim] - SCORE[row.before, row.dim])
         assert row.low <= row.mean <= row.high
-
-
-def test_the_times_include_the_trainings():
-    trained = RESULTS.drop_duplicates("model")["train_seconds"].sum()
-    assert SECONDS.set_index("notebook")["seconds"]["04_training"] > trained > 0
 
 
 def test_the_verdict_on_64_dimensions_is_what_the_study_found():

@@ -2,17 +2,16 @@
 
 import faiss
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from helpers.config import PRESETS, ROOT
+from helpers.config import PRESETS
 from helpers.metrics import Split, evaluate_truncated, prefix
 from helpers.rows import normalise
 from helpers.search import search as exact_search
-from tools import replicate, search_speed
+from tools import replicate
 from tools.bits import round_passages, score_bits
-from tools.search_speed import build, enlarge, measure, methods, search
+from tools.search_speed import build, enlarge, methods, search
 from tools.transfer import operations_collection
 
 SMALL = 16
@@ -113,31 +112,3 @@ def test_with_the_widest_setting_a_search_finds_what_is_there_and_keeps_its_byte
         assert same > (0.98 if name.startswith("hnsw") else 0.9999)
     sizes = [len(faiss.serialize_index(each)) for each in (index, build(method, many)[0])]
     assert (sizes[1] - sizes[0]) / 6400 == pytest.approx(method.hot_bytes(64), rel=0.03)
-
-
-def test_the_table_of_searches_is_as_the_committed_one_and_scores_real_vectors_only(monkeypatch):
-    patches = {
-        "SIZES": (700,),
-        "ROUNDS": 1,
-        "read_bandwidth": lambda num_bytes: 1e9,
-        "median_seconds": lambda action: 1.0,
-        "medians": lambda actions, _: dict.fromkeys(actions, 1.0),
-    }
-    for name, value in patches.items():
-        monkeypatch.setattr(search_speed, name, value)
-    threads = torch.get_num_threads(), faiss.omp_get_max_threads()
-    passages, dev, test = (torch.from_numpy(unit(n, 64, i)) for i, n in enumerate((600, 40, 40)))
-    qrels = [{row} for row in (test @ passages.T).argmax(dim=1).tolist()]
-    table = measure(passages, dev, test, qrels, 10, SMALL, [1, 2], seed=0)
-    torch.set_num_threads(threads[0])
-    faiss.omp_set_num_threads(threads[1])
-    committed = pd.read_csv(ROOT / "results" / "search.csv")
-    assert [*table, "machine", "preset", "model"] == [*committed]
-    assert len(table) == len(methods(SMALL, 64)) * 3 * 4
-    real = table["num_vectors"] == 600
-    assert table.loc[real, ["recall@10", "mrr@10"]].notna().all(axis=None)
-    assert table.loc[~real, ["recall@10", "mrr@10"]].isna().all(axis=None)
-    scores = table[real].drop_duplicates("method").set_index("method")
-    assert scores["recall@10"]["exact_full"] == 1 == scores["mrr@10"]["exact_full"]
-    assert scores["recall@10"][f"exact_{SMALL}"] < 0.9
-    assert {*table.loc[table["batch"] == 1, "ms_per_query"]} == {1e3 / search_speed.QUERIES}

@@ -379,19 +379,6 @@ def test_a_file_without_names_is_told_to_add_some(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ("", "no column 'query' or 'anchor'; it has 'question', 'answer', 'wrong'"),
-        ('query_column = "Question"\n', "no column 'Question'; it has 'question'"),
-        (NAMES + 'negative_column = "bad"\n', "no column 'bad'.*Set negative_column"),
-    ],
-)
-def test_a_missing_column_names_those_that_are_there(tmp_path, more, said):
-    with pytest.raises(ValueError, match=re.compile(said, re.DOTALL)):
-        next(read_rows(own(tmp_path, "mine.csv", more)))
-
-
-@pytest.mark.parametrize(
     ("more", "number", "said"),
     [
         (NAMES, 10, "(?s)gives 10 queries, but 14 are needed: num_test 5.*kept: a new query +10"),

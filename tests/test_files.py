@@ -9,14 +9,7 @@ import pyarrow
 import pytest
 
 from helpers.config import SUFFIXES
-from helpers.files import (
-    beir_files,
-    column_names,
-    data_sha256,
-    read_beir,
-    read_file,
-    sha256,
-)
+from helpers.files import beir_files, column_names, data_sha256, read_beir, read_file, sha256
 from helpers.packages import PACKAGES, packaged_file
 
 # --- Data packages ---

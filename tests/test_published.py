@@ -9,12 +9,7 @@ import pytest
 from nbformat.v4 import new_output
 
 from helpers.config import PRESETS, ROOT
-from tools.publish import (
-    check,
-    code_cells,
-    code_sha256,
-    map_section,
-)
+from tools.publish import check, code_cells, code_sha256, map_section
 from tools.report import renew, settings_section, write_report
 from tools.search_speed import methods
 

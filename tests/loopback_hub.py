@@ -3,6 +3,7 @@
 Set ``HF_ENDPOINT`` to its ``url`` before the clients are imported: they read it only then.
 """
 
+import base64
 import functools
 import hashlib
 import io
@@ -24,7 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 LARGE = (".parquet", ".safetensors")  # kept in LFS
-API = re.compile(r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)/?(.*))?")
+API = re.compile(
+    r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|preupload|commit)/([^/]+)/?(.*))?"
+)
 RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 ERROR_CODES = {"401": "GatedRepo", "404": "EntryNotFound"}
 STATUSES = ("401", "403", "404", "429", "500", "503", "504")
@@ -132,7 +135,7 @@ class LoopbackHub:
                 fault.times -= 1
             return fault
 
-    def answer(self, target: str) -> _Answer:
+    def answer(self, target: str, body: bytes) -> _Answer:
         """The answer to a request that meets no fault."""
         url = urlsplit(target)
         if found := RESOLVE.fullmatch(url.path):
@@ -140,8 +143,23 @@ class LoopbackHub:
             what, kind = "resolve", "datasets" if dataset else "models"
         elif found := API.fullmatch(url.path):
             kind, repo, what, revision, path = (unquote(part or "") for part in found.groups())
+        elif url.path == "/api/repos/create":
+            asked = json.loads(body)
+            return _json({"url": f"{self.url}/{asked['organization']}/{asked['name']}"})
+        elif url.path == "/api/validate-yaml":
+            return _json({"errors": [], "warnings": []})
         else:
             return _error(404, f"nothing is at {url.path}")
+        if what == "preupload":
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            known = {"uploadMode": "regular", "shouldIgnore": False}
+            return _json({"files": [{"path": path, **known} for path in paths]})
+        if what == "commit":
+            lines = [json.loads(line) for line in body.splitlines()]
+            files = [line["value"] for line in lines if line["key"] == "file"]
+            contents = {file["path"]: base64.b64decode(file["content"]) for file in files}
+            address = f"{self.url}/{repo}/commit/{self.add(kind, repo, contents)}"
+            return _json({"commitUrl": address, "commitOid": address[-40:]})
         commits = self._repos.get((kind, repo))
         if not commits:
             return _error(404, "Repository not found", "RepoNotFound")
@@ -216,7 +234,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         hub = self.server.hub
-        answer = hub.answer(self.path)
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        answer = hub.answer(self.path, body)
         fault = hub.meet(self.command, unquote(urlsplit(self.path).path), answer)
         name = fault.name if fault else ""
         if name == "refuse":
@@ -234,7 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._drop()
         self._send(answer)
 
-    do_HEAD = do_GET
+    do_HEAD = do_POST = do_GET
 
     def _send(self, answer: _Answer, stop: int | None = None) -> None:
         """Send the headers of the whole answer, and its body up to ``stop``."""

@@ -222,6 +222,20 @@ def test_only_what_a_model_needs_comes_and_it_comes_once(hub):
     assert not hub.requests
 
 
+def test_a_cache_that_shares_its_files_is_read_and_left_alone(model):
+    """As Xet lays it out: the last name is 64 hexadecimal digits too, of another hash."""
+    folder = fetch_model(*model)
+    path = folder / WEIGHTS
+    blob = path.resolve()
+    shared = folder.parents[2] / "blobs" / "ab" / ("ab" * 32)
+    shared.parent.mkdir(parents=True)
+    content = blob.read_bytes()
+    blob.rename(shared)
+    blob.symlink_to(shared)
+    assert fetch_model(*model) == folder
+    assert shared.read_bytes() == path.read_bytes() == content
+
+
 def test_offline_takes_what_is_in_the_cache_and_says_what_is_not(
     hub, model, experiment, monkeypatch
 ):
@@ -265,3 +279,16 @@ def test_weights_in_another_format_are_named(hub, tmp_path):
     hub.add("models", "owner/dense-head", files)
     with pytest.raises(HubError, match=r"its layer 2_Dense as \.bin.*take another revision"):
         fetch_model("owner/dense-head", None)
+
+
+def test_a_pushed_model_comes_back_by_its_name_cut_to_64(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the loopback Hub has no such store
+    write_files(tmp_path, tiny_bge(hidden=96))
+    (tmp_path / "README.md").write_text("# A card")
+    model = SentenceTransformer(str(tmp_path), device="cpu")
+    model.push_to_hub("owner/pushed", local_model_path=str(tmp_path), token="hf_secret")
+    short = SentenceTransformer("owner/pushed", truncate_dim=64, device="cpu")
+    cut = short.encode("a text", normalize_embeddings=True)
+    assert cut.shape == (64,)
+    whole = model.encode("a text")[:64]
+    assert cut == pytest.approx(whole / (whole @ whole) ** 0.5, abs=1e-6)

@@ -1,15 +1,18 @@
 """The tables that are committed fit what we say of them, and what is published fits together."""
 
+import itertools
 import re
 import shutil
 
 import nbformat
 import pandas as pd
+import PIL.Image
 import pytest
-from nbformat.v4 import new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from helpers.config import PRESETS, ROOT
-from tools.publish import check, code_cells, code_sha256, map_section
+from helpers.config import FURTHER, NOTEBOOKS, PRESETS, ROOT
+from helpers.runs import ArtifactError, start_run
+from tools.publish import TAKEAWAYS, check, code_cells, code_sha256, map_section, publish
 from tools.report import renew, settings_section, write_report
 from tools.search_speed import methods
 
@@ -144,6 +147,106 @@ def test_both_readmes_show_the_tables_as_they_are(tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert renew(text, "map", map_section(SECONDS, GPU, MINUTES)) == text
     assert renew(text, "settings", settings_section(SETTINGS, LEADS)) == text
+
+
+# --- Publishing ---
+
+
+def source(name):
+    cells = [new_markdown_cell(f"# {name}"), new_code_cell('REPOSITORY = ""'), new_code_cell("1")]
+    return new_notebook(cells=cells)
+
+
+@pytest.fixture
+def finished(tmp_path, runs):
+    """A run that looks finished, and a repository of small notebooks to publish it to."""
+    run, root = start_run("wikipedia"), tmp_path / "repository"
+    run.save("results.csv", RESULTS.assign(run=run.id))
+    run.save("differences.csv", DIFFERENCES.assign(run=run.id))
+    run.save("demo.csv", pd.DataFrame({"dim": [8], "title": ["Steam engine"]}))
+    for folder in (root / "notebooks", run.folder / "notebooks"):
+        (folder / "going_further").mkdir(parents=True)
+    for name, seconds in itertools.zip_longest(NOTEBOOKS + FURTHER, SECONDS["seconds"]):
+        nbformat.write(source(name), root / "notebooks" / f"{name}.ipynb")
+        done = source(f"{name}, in older words")
+        done.metadata["seconds"] = seconds
+        for number, cell in enumerate(code_cells(done), start=1):
+            cell.execution_count = number
+            cell.outputs = [new_output("stream", text=f"{number}: run {run.id}")]
+        nbformat.write(done, run.folder / "notebooks" / f"{name}.ipynb")
+    (root / "results").mkdir()
+    for name, table in (("gpu", GPU), ("minutes", MINUTES)):
+        table.to_csv(root / "results" / f"{name}.csv", index=False)
+    text = "before\n<!-- map: start -->\nold\n<!-- map: end -->\nafter\n"
+    (root / "README.md").write_text(text)
+    return run, root
+
+
+def test_publishing_renews_notebooks_tables_figure_and_readmes(finished):
+    run, root = finished
+    # An address in the first cell doesn't make outputs stale.
+    first = root / "notebooks" / "01_setup.ipynb"
+    first.write_text(first.read_text().replace('= \\"\\"', '= \\"https://a.b\\"'))
+    written = publish(run, root)
+    assert len(written) == len({*written}) == len([path for path in written if path.is_file()])
+    for name in NOTEBOOKS:
+        notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
+        assert notebook.metadata["matryoshka"]["run"] == run.id
+        assert "seconds" not in notebook.metadata
+        assert notebook.cells[0].source == f"# {name}", "the text as it is now"
+        assert code_cells(notebook)[1].outputs[0].text == f"2: run {run.id}"
+    assert "https://a.b" in first.read_text()
+    results = root / "results"
+    assert {*pd.read_csv(results / "wikipedia.csv")["run"]} == {run.id}
+    assert pd.read_csv(results / "wikipedia_seconds.csv")["seconds"].equals(SECONDS["seconds"])
+    assert pd.read_csv(results / "demo.csv")["title"].tolist() == ["Steam engine"]
+    assert PIL.Image.open(results / "wikipedia.png").text["Description"] == run.id
+    text = (root / "README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text
+    minutes = SECONDS["seconds"] / 60
+    assert f"| [04_training](notebooks/04_training.ipynb) | {TAKEAWAYS['04_training']} | " in text
+    assert f"| all six |  | {minutes.sum():.1f} |" in text
+    assert run.id in (results / "README.md").read_text()
+
+
+def edit(change):
+    """Change the executed notebook 3."""
+
+    def damage(run):
+        path = run.folder / "notebooks" / "03_baseline.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        change(code_cells(notebook)[1], notebook)
+        nbformat.write(notebook, path)
+
+    return damage
+
+
+def other_results(name):
+    return lambda run: run.save(name, run.load(name).assign(run="another"))
+
+
+def untrained(run):
+    path = run.folder / "notebooks" / "04_training.ipynb"
+    path.write_text(re.sub(r'"seconds": [\d.]+', '"seconds": 1.0', path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda run: (run.folder / "notebooks" / "03_baseline.ipynb").unlink(), "is missing"),
+        (edit(lambda cell, _: cell.update(source="2")), "was made from other code"),
+        (other_results("results.csv"), "got results of another"),
+        (untrained, "timed without its trainings"),
+    ],
+)
+def test_a_run_that_does_not_belong_together_is_not_published(finished, damage, said):
+    run, root = finished
+    before = {path: path.read_bytes() for path in root.rglob("*.*")}
+    damage(run)
+    with pytest.raises(ArtifactError, match=said) as error:
+        publish(run, root)
+    assert "python -m helpers.run wikipedia" in str(error.value)
+    assert {path: path.read_bytes() for path in root.rglob("*.*")} == before
 
 
 # --- Looking at what is published ---

@@ -5,12 +5,13 @@ from contextlib import redirect_stdout
 import pandas as pd
 from safetensors import safe_open
 
-from helpers.config import ROOT, Experiment
+from helpers.collection import collect
+from helpers.config import PRESETS, ROOT, Experiment
 from helpers.device import product_speed
 from helpers.rows import read_rows
 from helpers.runs import Run
 from helpers.sources import model_folder
-from helpers.triplets import TripletFilter, refuse_labels
+from helpers.triplets import TripletFilter
 
 OVERHEAD = 1.0  # minutes of all that isn't the model's work
 EFFICIENCY = 0.8  # of the model's work, compared with one large product of matrices
@@ -24,7 +25,8 @@ def minutes(run: Run) -> tuple[float, float] | None:
     """Estimate from the model, the rows and this machine how long the six notebooks take.
 
     Return the least and the most to expect; None if the rows are on the Hub. Raises as
-    :func:`helpers.rows.read_rows`, or ValueError if rows have labels.
+    :func:`helpers.rows.read_rows` and :func:`helpers.collection.collect`, so that what notebook 2
+    would refuse is refused before any work.
     """
     experiment = run.experiment
     if experiment.dataset_on_hub:
@@ -40,19 +42,17 @@ def minutes(run: Run) -> tuple[float, float] | None:
 def _count_texts(experiment: Experiment) -> tuple[int, int]:
     """How many texts all notebooks encode, and how many they train on."""
     kept = TripletFilter(experiment)
-    with redirect_stdout(None):  # notebook 2 says which columns are read
+    with redirect_stdout(None):  # notebook 2 says what is read, and what looks odd
         for row in read_rows(experiment):
             kept.add(row)
             if kept.is_full:
                 break
-    refuse_labels(kept)
-    held_out = experiment.num_dev + experiment.num_test
-    passages = len({row["positive"] for row in kept.rows})
-    queries = len({row["query"] for row in kept.rows} - {None}) - held_out
-    queries = min(queries, experiment.max_train or queries)
+        data = collect(kept)
+    splits = data.queries["split"].value_counts()
+    held_out, train = splits["dev"] + splits["test"], splits["train"]
     watched = 4 * experiment.evals * experiment.num_dev  # while both models train
-    encoded = 3 * (passages + held_out) + 2 * queries + watched
-    return encoded, 2 * experiment.epochs * queries * (2 + experiment.num_negatives)
+    encoded = 3 * (len(data.passages) + held_out) + 2 * train + watched
+    return encoded, 2 * experiment.epochs * train * (2 + experiment.num_negatives)
 
 
 def _count_weights(run: Run) -> int:
@@ -70,7 +70,7 @@ def _count_weights(run: Run) -> int:
 def agreement(run: Run) -> str:
     """Compare a finished run's scores with the published ones; "" if its preset has none."""
     path = ROOT / "results" / f"{run.experiment.name}.csv"
-    if not path.is_file():
+    if run.experiment.name not in PRESETS or not path.is_file():
         return ""
     ours, published = (
         table.fillna({"dim": run.experiment.full_dim}).set_index(["model", "dim"])

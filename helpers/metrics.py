@@ -27,6 +27,15 @@ class Split(NamedTuple):
         """Return how many passages to rank, so that ``k`` remain without those left out."""
         return k + max(map(len, self.exclude), default=0)
 
+    def within(self, ids: Sequence[int]) -> "Split":
+        """Return the same queries on the passages ``ids`` alone, which are numbered anew."""
+        row = {passage: number for number, passage in enumerate(ids)}
+
+        def rows(parts: Sequence[Collection[int]]) -> list[set[int]]:
+            return [{row[passage] for passage in part if passage in row} for part in parts]
+
+        return Split(self.queries, rows(self.qrels), rows(self.exclude))
+
 
 Qrels = Split | Sequence[Collection[int]]  # without a split, nothing is left out
 

@@ -166,7 +166,8 @@ def _faults(model: SentenceTransformer, texts: list[str]) -> dict[str, list[list
             faults = [f"wrong pooling ({mode})"] * (mode != right)
             faults += ["no rotation"] * (layers is bare)
             if faults:
-                pooling.pooling_mode = mode
+                if pooling:
+                    pooling.pooling_mode = mode
                 part = SentenceTransformer(modules=layers, device="cpu")
                 vectors[", ".join(faults)] = _embed(part, texts)
     return vectors

@@ -126,13 +126,8 @@ class DevScores(SentenceEvaluator):
         relevant = sorted(set().union(*dev.qrels))
         others = sorted(set(range(len(passages))).difference(relevant))
         self.ids = relevant + others[: max(0, 1000 - len(relevant))]
-        rows = {passage: row for row, passage in enumerate(self.ids)}
-
-        def places(ids: set[int]) -> set[int]:
-            return {rows[passage] for passage in ids if passage in rows}
-
         self.passages, self.run = [passages[i] for i in self.ids], run
-        self.dev = Split(dev.queries, [*map(places, dev.qrels)], [*map(places, dev.exclude)])
+        self.dev = dev.within(self.ids)
         self.dims = sorted({run.experiment.small_dim, run.experiment.full_dim})
 
     def __call__(

@@ -1,5 +1,7 @@
 """How long a run may take, and whether its scores are the published ones."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 
@@ -38,3 +40,14 @@ def test_a_run_is_held_against_the_published_one(runs):
     assert "differs from the published run by 0.020 (tuned at 64, mrr@10)" in said
     assert "open an issue" in said
     assert forecast.agreement(start_run("smoke")) == ""
+    assert (ROOT / "results" / "search.csv").is_file()  # of searches, not of a run called so
+    renamed = dataclasses.replace(run, experiment=run.experiment.replace(name="search"))
+    assert forecast.agreement(renamed) == ""
+
+
+def test_what_notebook_2_would_refuse_is_refused_before_any_work(runs, tmp_path):
+    rows = "\n".join(f"question number {n},the answer to it is {n}" for n in range(50))
+    (tmp_path / "faq.csv").write_text(f"query,positive\n{rows}\n")
+    (tmp_path / "mine.toml").write_text('preset = "wikipedia"\ndataset = "faq.csv"\n')
+    with pytest.raises(ValueError, match="gives 50 queries, but 2064 are needed"):
+        forecast.minutes(start_run(str(tmp_path / "mine.toml"), typed=True))

@@ -200,6 +200,12 @@ def test_passages_that_are_left_out_score_as_if_they_were_not_there(monkeypatch,
     assert ranked.iloc[0].tolist() == pytest.approx(found.iloc[1, 1:].tolist())
 
 
+def test_a_split_on_some_passages_alone():
+    split = Split(["a", "b"], [{3, 5}, {1}], [{1}, {5}])
+    assert split.within([5, 1, 3]) == Split(["a", "b"], [{0, 2}, {1}], [{1}, {0}])
+    assert split.within([1, 3]) == Split(["a", "b"], [{1}, {0}], [{0}, set()])
+
+
 def test_a_ranking_may_be_short_but_hold_no_passage_twice():
     row = evaluate_ranking([[-1, -1], [1, -1]], [{0}, {1}], num_passages=2, k=2).iloc[0]
     assert row["mrr@2"] == 0.5

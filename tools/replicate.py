@@ -216,14 +216,11 @@ class Replication:
         experiment = self.study.run.experiment
         if not self.setting.rates:
             return experiment.learning_rate
-        metric, scores = f"mrr@{experiment.k}", {}
-        for rate in self.setting.rates:
-            queries = self.trained("mnrl", SEEDS[0], rate)
-            chosen = (queries["split"] == "dev") & (queries["recipe"] == "mnrl")
-            chosen &= (queries["way"] == "float32") & (queries["dim"] == experiment.full_dim)
-            scores[rate] = float(queries.loc[chosen, metric].mean())
-        print(f"{metric} of mnrl on dev, by learning rate: {scores}", flush=True)
-        return max(scores, key=scores.get)
+        tried = [self.trained("mnrl", SEEDS[0], rate) for rate in self.setting.rates]
+        scores = pd.concat(tried).assign(setting=self.name)
+        (rate,) = best_rates(scores, f"mrr@{experiment.k}")["rate"].unique()
+        print(f"dev chooses a learning rate of {rate:g}", flush=True)
+        return float(rate)
 
     def untrained(self) -> None:
         """Score what needs no training, unless it is kept."""
@@ -315,7 +312,8 @@ def best_rates(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Keep the scores of the learning rate that dev has chosen, where there were several."""
     if "rate" not in scores:
         return scores
-    chosen = (scores["split"] == "dev") & (scores["recipe"] == "mnrl") & (scores["seed"] == 0)
+    chosen = (scores["split"] == "dev") & (scores["recipe"] == "mnrl")
+    chosen &= scores["seed"] == SEEDS[0]
     tried = scores[chosen & (scores["way"] == "float32") & (scores["dim"] == _full(scores))]
     means = tried.groupby(["setting", "rate"])[metric].mean()
     best = means.groupby("setting").idxmax().map(lambda key: key[1])

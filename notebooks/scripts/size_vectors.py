@@ -51,7 +51,7 @@ def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> np.ndarray:
 
 
 def overlap(results: np.ndarray, wanted: np.ndarray) -> float:
-    """Return the share of ``wanted`` that ``found`` holds, row by row, on average."""
+    """Return the share of ``wanted`` that ``results`` hold, row by row, on average."""
     return float((wanted[:, :, None] == results[:, None, :]).any(axis=2).mean())
 
 
@@ -275,12 +275,16 @@ def numpy_lines(size: Size, path: Path, rerank: bool) -> str:
             f"codes = np.floor((small - mean) / step) + {2 ** (bits - 1)}",
             f"codes = np.clip(codes, 0, {2**bits - 1}).astype('uint8')",
         ]
-        packed = f"np.unpackbits(codes[..., None], axis=2)[..., {8 - bits}:]"
-        lines += (
-            ["stored = codes"]
-            if bits == 8
-            else [f"stored = np.packbits({packed}.reshape(len(codes), -1), axis=1)"]
-        )
+        if bits == 8:
+            lines += ["stored = codes"]
+        else:
+            packed = f"np.unpackbits(codes[..., None], axis=2)[..., {8 - bits}:]"
+            weights = [2**place for place in reversed(range(bits))]
+            lines += [
+                f"stored = np.packbits({packed}.reshape(len(codes), -1), axis=1)",
+                f"codes = np.unpackbits(stored, axis=1, count={dim * bits})  # to search, unpack",
+                f"codes = codes.reshape(-1, {dim}, {bits}) @ {weights}",
+            ]
         lines += ["scores = codes @ (asked * step)"]
     if rerank:
         lines += [

@@ -43,9 +43,12 @@ def train(model_name: str, rows: Dataset, output: str, batch_size: int, processe
         model = SentenceTransformer(model_name, model_kwargs={"dtype": "float32"})
     except (OSError, ValueError) as error:
         sys.exit(f"can't load the model {model_name}: {str(error).splitlines()[0]}")
+    kinds = {name: "query" if name == "query" else "document" for name in rows.column_names}
+    prompts = {name: text for name, kind in kinds.items() if (text := model.prompts.get(kind))}
+    args.prompts = prompts or None
     loss = losses.MultipleNegativesRankingLoss(model, gather_across_devices=processes > 1)
     full_dim = model.get_embedding_dimension()
-    dims = [full_dim, *(dim for dim in (256, 128, 64) if dim < full_dim)]
+    dims = [full_dim, *(dim for dim in (256, 128, 64, 32) if dim < full_dim)]
     loss = losses.MatryoshkaLoss(model, loss, matryoshka_dims=dims)
     trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=rows, loss=loss)
     trainer.train()

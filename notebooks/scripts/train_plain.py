@@ -23,6 +23,9 @@ try:
     model = SentenceTransformer(args.model, model_kwargs={"dtype": "float32"})
 except (OSError, ValueError) as error:
     sys.exit(f"can't load the model {args.model}: {str(error).splitlines()[0]}")
+rows = Dataset.from_parquet(args.triplets)
+kinds = {name: "query" if name == "query" else "document" for name in rows.column_names}
+prompts = {name: text for name, kind in kinds.items() if (text := model.prompts.get(kind))}
 loss = losses.MultipleNegativesRankingLoss(model)
 trainer = SentenceTransformerTrainer(
     model=model,
@@ -33,9 +36,10 @@ trainer = SentenceTransformerTrainer(
         learning_rate=5e-5,
         warmup_steps=0.1,
         batch_sampler=BatchSamplers.NO_DUPLICATES,
+        prompts=prompts or None,
         report_to="none",
     ),
-    train_dataset=Dataset.from_parquet(args.triplets),
+    train_dataset=rows,
     loss=loss,
 )
 trainer.train()

@@ -102,7 +102,10 @@ def save(model: SentenceTransformer, folder: Path) -> None:
         entry["type"] = f"sentence_transformers.models.{kind}"
         path = folder / entry["path"]
         if kind == "Transformer":
-            config = {"max_seq_length": module.max_seq_length, "do_lower_case": False}
+            config = {
+                "max_seq_length": module.max_seq_length,
+                "do_lower_case": module.do_lower_case,
+            }
             contents[path / "sentence_bert_config.json"] = config
         elif kind == "Pooling":
             config = {

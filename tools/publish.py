@@ -33,7 +33,7 @@ TAKEAWAYS = {
     "02_data": "clean triplets and an honest split come before any loss",
     "03_baseline": "three bars to beat, none of which needs training",
     "04_training": "a rotated start and one wrapped loss, at hardly any extra time",
-    "05_evaluation": "fine-tuning is the big win; what Matryoshka adds depends on the texts",
+    "05_evaluation": "fine-tuning is the big win; what Matryoshka adds depends on model and texts",
     "06_deployment": "one model, any size: choose bits first, then dimensions, then rerank",
 }
 

@@ -1,5 +1,6 @@
-"""Importing a helper changes nothing in the reader's process."""
+"""Importing a helper changes nothing in the reader's process, and imports run one way."""
 
+import re
 import subprocess
 import sys
 
@@ -31,3 +32,14 @@ def test_importing_a_helper_changes_nothing():
         [sys.executable, "-c", STATE, *HELPERS], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_helper_imports_only_those_above_it_in_the_reading_list():
+    reading_list = (ROOT / "helpers" / "__init__.py").read_text(encoding="utf-8")
+    order = re.findall(r"^(\w+) {2,}", reading_list, re.MULTILINE)
+    assert sorted(order) == HELPERS
+    for place, name in enumerate(order):
+        source = (ROOT / "helpers" / f"{name}.py").read_text(encoding="utf-8")
+        imported = set(re.findall(r"^ *(?:from|import) helpers\.(\w+)", source, re.MULTILINE))
+        assert imported <= {*order[:place]}, name
+        assert not re.search(r"^ *(?:from|import) (?:tools|notebooks)\b", source, re.MULTILINE)

@@ -109,7 +109,7 @@ def methods(small: int, full: int) -> dict[str, Method]:
             lambda full: -(-dim // 2),
         )
 
-    methods = {
+    by_name = {
         "exact_full": Method(None, lambda full: 4 * full, rerank=False),
         f"exact_{small}": Method(flat, lambda full: float_bytes, rerank=False),
         "funnel_float32": Method(flat, lambda full: float_bytes),
@@ -122,15 +122,15 @@ def methods(small: int, full: int) -> dict[str, Method]:
         ),
     }
     if 2 * small <= full:
-        methods[f"funnel_int4_{2 * small}"] = int4(2 * small)
+        by_name[f"funnel_int4_{2 * small}"] = int4(2 * small)
     # Quantisers of the full-size vector, of as many bytes as int8 has for the prefix.
     for name, make, parts, bits in (
         ("pq_full", faiss.IndexPQ, small, 8),
         ("pq_fastscan_full", faiss.IndexPQFastScan, 2 * small, 4),
     ):
         if full % parts == 0:  # it needs parts of equal length
-            methods[name] = Method(partial(_quantiser, make, parts, bits), lambda full: small)
-    return methods | {
+            by_name[name] = Method(partial(_quantiser, make, parts, bits), lambda full: small)
+    return by_name | {
         # Queries are rounded to 4 bits, FAISS's default.
         "rabitq_full": Method(
             partial(rabitq_index, metric=l2, query_bits=4), lambda full: -(-full // 8) + 8

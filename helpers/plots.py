@@ -125,7 +125,7 @@ def lines(
     ``frame`` has one row a model, and one ascending numeric column for each point. A model with a
     single value, such as BM25, becomes a level.
     """
-    figure, axes = plt.subplots(figsize=(4.8, 3.8))
+    figure, axes = plt.subplots(figsize=(3.8, 3.4))
     ends = {}
     for model, row in frame.iterrows():
         label, colour, line = look(model)
@@ -170,15 +170,15 @@ def label_ends(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:
             (1.04, height),
             xycoords=across,
             textcoords=across,
-            color=_ink(colour),
+            color=ink(colour),
             va="center",
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.4, "shrinkA": 0},
         )
 
 
-def _ink(colour: str) -> tuple[float, ...]:
-    """The colour, as dark as text must be on white: with a contrast of 4.5 (WCAG 2, level AA)."""
+def ink(colour: str) -> tuple[float, ...]:
+    """Return a colour as dark as text must be on white: a contrast of 4.5 (WCAG 2, level AA)."""
     parts = to_rgb(colour)
     luminance = sum(w * part**2.2 for w, part in zip((0.21, 0.72, 0.07), parts, strict=True))
     darker = min(1.0, 0.18 / max(luminance, 0.18)) ** (1 / 2.2)

@@ -172,7 +172,7 @@ def score_untrained(study: Study, texts: dict[str, Texts]) -> tuple[pd.DataFrame
     """Score BM25, the base model and that rotated; also return how much the first dimensions hold.
 
     That is the share of the squared length of the base model's training passages which
-    ``small_dim`` rotated dimensions have.
+    ``small_dim`` rotated dimensions have. The column ``passages`` says how many were searched.
     """
     k, small = study.run.experiment.k, study.run.experiment.small_dim
     tables = [score("base", load_model(study.run), study, study.run, texts)]
@@ -180,9 +180,11 @@ def score_untrained(study: Study, texts: dict[str, Texts]) -> tuple[pd.DataFrame
         ranking = bm25_ranking(asked.queries, passages, asked.depth(k))
         scores = evaluate_ranking(ranking, asked, len(passages), k, per_query=True)[1]
         tables.append(scores.assign(way="words", recipe="bm25", split=split))
+    table = pd.concat(tables, ignore_index=True)
+    sizes = {split: len(passages) for split, (_, passages) in texts.items()}
     base = study.run.load("base.safetensors")["passages"][study.data.train_passages()]
     held = (base @ study.rotation[:, :small]).square().sum() / base.square().sum()
-    return pd.concat(tables, ignore_index=True), held.item()
+    return table.assign(passages=table["split"].map(sizes)), held.item()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,7 +331,7 @@ def _full(scores: pd.DataFrame) -> pd.Series:
 def summary(scores: pd.DataFrame) -> pd.DataFrame:
     """Average over the queries: the columns of ``results/settings.csv``."""
     keys = ["setting", "recipe", "seed", "split", "way", "dim"]
-    more = ["rows", "rate", "source", "machine"]
+    more = ["passages", "rows", "rate", "source", "machine"]
     metrics = [column for column in scores if "@" in column]
     groups = scores.groupby([*keys, *more], sort=False, dropna=False)
     means = groups[metrics].mean()
@@ -469,9 +471,9 @@ def write(folder: Path = ROOT / "results") -> list[Path]:
     tables["settings_predictors"] = predictors(*tables.values(), held, small, k)
     written = []
     for name, table in tables.items():
-        whole = {column: "Int64" for column in ("dim", "seed", "rows") if column in table}
+        counts = {"dim", "seed", "passages", "rows"}.intersection(table)
         written.append(folder / f"{name}.csv")
-        table.astype(whole).round(6).to_csv(written[-1], index=False)
+        table.astype(dict.fromkeys(counts, "Int64")).round(6).to_csv(written[-1], index=False)
     figure = draw_leads(tables["settings_leads"], (small // 2, small), f"mrr@{k}")
     written.append(folder / "settings.png")
     figure.savefig(written[-1], dpi=160, bbox_inches="tight")

@@ -152,7 +152,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("triplets", metavar="TRIPLETS.parquet", type=Path)
     parser.add_argument("output", metavar="OUTPUT_FOLDER", type=Path)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="2e-5 for larger models")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="lower for larger models")
     parser.add_argument("--max-seq-length", type=int, default=64, help="tokens, then texts are cut")
     parser.add_argument("--bf16", action="store_true", help="where it's fast: newer GPUs and CPUs")
     return parser.parse_args()

@@ -76,12 +76,11 @@ def complete(notebook, name: str) -> None:
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):
                 image = output.metadata["image/png"]
-                wide = {"classes": "wide"} if image["width"] > 720 else {}
                 show = {
                     "code_prompt_show": "Show how it's drawn",
                     "code_prompt_hide": "Hide the code",
                 }
-                show["image"] = {"alt": image["alt"], **wide}
+                show["image"] = {"alt": image["alt"]}
                 cell.metadata |= {"tags": ["hide-input"], "mystnb": show}
                 del image["height"]  # it follows from the width, which a phone makes smaller
     solution = ROOT / "notebooks" / "exercises" / "solutions" / f"{name}.py"

@@ -59,6 +59,7 @@ def test_the_verdict_on_64_dimensions_is_what_the_study_found():
 
 
 MEANS = SETTINGS[SETTINGS["split"] == "test"].groupby(["setting", "recipe", "way", "dim"])["mrr@10"]
+SIGNED = "mnrl", "mnrl_rotated", "tuned"
 MAIN = SETTINGS.groupby("setting")["seed"].nunique().loc[lambda seeds: seeds > 1].index
 
 
@@ -83,6 +84,8 @@ def test_the_verdict_holds_in_each_setting(setting):
     assert short < signs, "bits first, if queries are in float32"
     assert short <= at["mnrl", "both signs", full], "plain signs, where queries are signs as well"
     assert at["tuned", "both signs", full] < at["mnrl", "both signs", full]
+    lost = {name: at[name, "signs", full] - at[name, "both signs", full] for name in SIGNED}
+    assert min(lost, key=lost.get) == "mnrl", "it loses least if the query becomes signs, too"
     rotated = at["mnrl_rotated", "signs", full]
     assert rotated - at["mnrl", "signs", full] < 0.005, "no rotation for signs"
 
@@ -90,7 +93,10 @@ def test_the_verdict_holds_in_each_setting(setting):
 def test_what_notebook_5_says_of_recall_rows_and_other_texts():
     test = LEADS[(LEADS["split"] == "test") & (LEADS["way"] == "float32")]
     recall = test[(test["metric"] == "recall@10") & test["setting"].isin(MAIN)]
-    assert (len(recall), (recall["mean"] < 0).sum(), (recall["high"] < 0).sum()) == (9, 6, 1)
+    larger = recall["setting"].str.contains("MPNet")
+    small, large = recall[~larger], recall[larger]
+    assert (len(small), (small["mean"] < 0).sum(), (small["high"] < 0).sum()) == (6, 5, 1)
+    assert len(large) == 3 and (large["mean"].abs() < 0.003).all(), "no difference"
     lead = test[(test["before"] == "mnrl_rotated") & (test["after"] == "tuned")]
     lead = lead[lead["metric"] == "mrr@10"].set_index(["setting", "dim"])["low"] > 0
     for texts, at_64 in (("Wikipedia", True), ("docstrings", False)):
@@ -111,7 +117,7 @@ def test_what_notebook_5_says_of_recall_rows_and_other_texts():
         second = away[setting, "second"]
         for dim in (64, max(dim for dim, _ in second.index)):
             assert min(second[dim, "mnrl"], second[dim, "tuned"]) > second[dim, "base"]
-        assert counts[setting] == 1310 if "docstrings" in setting else 1000
+        assert [*counts[setting]] == [1310 if "docstrings" in setting else 1000]
         if "Wikipedia" in setting:
             assert second[64, "tuned"] < second[64, "mnrl_rotated"]
 
@@ -153,6 +159,10 @@ def test_every_search_is_measured_on_every_collection():
     assert sizes == {(384, 9995)} | {(d, n) for d in (384, 768) for n in (100_000, 1_000_000)}
     for (full_dim, *_), rows in SEARCH.groupby(keys):
         assert [*rows["method"]] == [*methods(64, full_dim)]
+        took, size = (rows.set_index("method")[n] for n in ("ms_per_query", "hot_bytes_per_vector"))
+        assert took["hnsw_64"] > took["hnsw_full"] and size["hnsw_64"] < size["hnsw_full"], (
+            "cutting makes a graph smaller, not its search faster"
+        )
 
 
 def test_both_readmes_show_the_tables_as_they_are(tmp_path):

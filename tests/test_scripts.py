@@ -140,8 +140,8 @@ def test_a_models_own_prompts_are_put_before_training_texts(folder):
     for column in table:
         table[column] = prompts["query" if column == "query" else "document"] + table[column]
     table.to_parquet(folder / "written_out.parquet")
-    for model, rows in (("prompted", "t.parquet"), ("model", "written_out.parquet")):
-        done = run(folder, "train_matryoshka.py", model, rows, f"from_{model}")
+    for name, rows in (("prompted", "t.parquet"), ("model", "written_out.parquet")):
+        done = run(folder, "train_matryoshka.py", name, rows, f"from_{name}")
         assert done.returncode == 0, done.stderr
     one, other = (load_file(folder / f"from_{m}/model.safetensors") for m in ("prompted", "model"))
     assert all(np.array_equal(one[name], other[name]) for name in one)

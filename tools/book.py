@@ -79,8 +79,8 @@ def complete(notebook, name: str) -> None:
                 show = {
                     "code_prompt_show": "Show how it's drawn",
                     "code_prompt_hide": "Hide the code",
+                    "image": {"alt": image["alt"]},
                 }
-                show["image"] = {"alt": image["alt"]}
                 cell.metadata |= {"tags": ["hide-input"], "mystnb": show}
                 del image["height"]  # it follows from the width, which a phone makes smaller
     solution = ROOT / "notebooks" / "exercises" / "solutions" / f"{name}.py"
